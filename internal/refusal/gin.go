@@ -1,0 +1,61 @@
+package refusal
+
+import (
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/gin-gonic/gin"
+)
+
+// key marks a gin.Context whose answer is a refusal of Highball's own, not the handler's.
+type key struct{}
+
+// Mark says that the answer to c is a refusal of the package by (for example "breaker").
+func Mark(c *gin.Context, by string) { c.Set(key{}, by) }
+
+// By names the package that refused c, or is "".
+func By(c *gin.Context) string { return c.GetString(key{}) }
+
+// Problem is an answer by RFC 9457.
+type Problem struct {
+	Status int    // HTTP status
+	Type   string // URI of the problem type; "": about:blank, left out
+	Title  string // "": the status text
+	Detail string // what happened, fit for a client to read; "": left out
+	// RetryAfter becomes the header of that name. Zero: one second. Negative: no header, for no wait
+	// would help.
+	RetryAfter time.Duration
+}
+
+// Answer marks c as refused by the package by, and ends it with p as application/problem+json. It
+// writes nothing when the headers are out already.
+func Answer(c *gin.Context, by string, p Problem) {
+	Mark(c, by)
+	if p.RetryAfter >= 0 {
+		c.Header("Retry-After", RetryAfter(p.RetryAfter))
+	}
+	Write(c, p)
+}
+
+// Write ends c with p as application/problem+json without marking it: for answers that are about the
+// request itself, such as a missing token. It sets no Retry-After.
+func Write(c *gin.Context, p Problem) {
+	c.Abort()
+	if c.Writer.Written() {
+		return
+	}
+	if p.Title == "" {
+		p.Title = http.StatusText(p.Status)
+	}
+	body, err := json.Marshal(struct {
+		Type   string `json:"type,omitempty"`
+		Title  string `json:"title"`
+		Status int    `json:"status"`
+		Detail string `json:"detail,omitempty"`
+	}{p.Type, p.Title, p.Status, p.Detail})
+	if err != nil { // strings and an int: it cannot fail
+		body = []byte(`{}`)
+	}
+	c.Data(p.Status, "application/problem+json", body)
+}

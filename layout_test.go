@@ -1,0 +1,109 @@
+package highball_test
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const (
+	module = "github.com/highball-go/highball"
+	gin    = "github.com/gin-gonic/gin"
+)
+
+// uses lists what each package may import besides the standard library and, in files named gin.go, gin
+// and internal/refusal. Examples may import anything; nobody may import metrics.
+var uses = map[string][]string{
+	".":                {},
+	"balancer":         {"discovery"},
+	"discovery":        {},
+	"discovery/consul": {"discovery", "github.com/hashicorp/consul/api"},
+
+	"internal/memnet":  {},
+	"internal/refusal": {},
+	"internal/rig":     {},
+}
+
+// TestLayout keeps the one rule of the house: engines know the standard library and internal/, only
+// gin.go imports gin, a driver lives in a folder named for what it drives, and the one edge between
+// siblings is balancer → discovery.
+func TestLayout(t *testing.T) {
+	fsys := os.DirFS(".")
+	err := fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && name != "." {
+			if _, err := fs.Stat(fsys, path.Join(name, "go.mod")); err == nil || strings.HasPrefix(d.Name(), ".") {
+				return fs.SkipDir // another module, or not code
+			}
+		}
+		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") || strings.HasPrefix(name, "examples/") {
+			return nil
+		}
+		if _, ok := uses[path.Dir(name)]; !ok {
+			t.Errorf("%s is in a package that the layout does not have", name)
+		}
+		for _, imp := range imports(t, fsys, name) {
+			if !allowed(name, imp) {
+				t.Errorf("%s may not import %s", name, imp)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func imports(t *testing.T, fsys fs.FS, name string) []string {
+	t.Helper()
+	src, err := fs.ReadFile(fsys, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := parser.ParseFile(token.NewFileSet(), name, src, parser.ImportsOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, spec := range f.Imports {
+		imp, _ := strconv.Unquote(spec.Path.Value)
+		all = append(all, imp)
+	}
+	return all
+}
+
+func allowed(file, imp string) bool {
+	if host, _, _ := strings.Cut(imp, "/"); !strings.Contains(host, ".") {
+		return true // standard library
+	}
+	if imp == gin || imp == module+"/internal/refusal" {
+		return path.Base(file) == "gin.go"
+	}
+	imp = strings.TrimPrefix(imp, module+"/")
+	return slices.Contains(uses[path.Dir(file)], imp)
+}
+
+func TestTheRuleIsNotEmpty(t *testing.T) {
+	for file, imp := range map[string]string{
+		"balancer/pick.go":      gin,
+		"balancer/balancer.go":  "github.com/hashicorp/consul/api",
+		"discovery/memory.go":   module + "/balancer",
+		"breaker/gin.go":        module + "/ratelimit",
+		"balancer/transport.go": module + "/metrics",
+	} {
+		if allowed(file, imp) {
+			t.Errorf("%s may import %s", file, imp)
+		}
+	}
+	if !allowed("balancer/gin.go", gin) || !allowed("balancer/pick.go", module+"/discovery") {
+		t.Error("what the house is built on is forbidden")
+	}
+}
