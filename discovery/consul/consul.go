@@ -19,6 +19,7 @@ import (
 var (
 	// ErrFiltered is news from a watch: Consul left instances out because the client's token may not see
 	// them. It needs service:read and node:read on all of the service's instances. The last set stands.
+	// Consul does not tell a client without a token.
 	ErrFiltered = errors.New("consul: ACLs hide instances from this token")
 	// ErrNoLeader is news from a watch: the server that answered knows no leader, so what it says may be
 	// old. The last set stands.
@@ -41,8 +42,8 @@ type Options struct {
 	// Wait is how long one poll waits for a change, at most 10 min. Zero or less: 55 s. A poll that is not
 	// answered within Wait, the sixteenth that Consul may add, and 5 s is given up.
 	Wait time.Duration
-	// EmptyGrace is how long "no instances" must last before it is believed, where there were some: an
-	// agent that restarts or a token that ran out looks the same for a while. It starts anew after an
+	// EmptyGrace is how long "no instances" must last before it is believed, where there were some: a
+	// Consul that restarts and a token that got lost look the same. It starts anew after an
 	// error, and ends with a query that confirms it. Zero: 10 s. Negative: believe at once.
 	//
 	// A watch that has never seen an instance believes at once, so that a service that nobody has

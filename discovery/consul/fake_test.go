@@ -172,21 +172,23 @@ func (f *fake) serveHealth(w http.ResponseWriter, r *http.Request, service strin
 func (f *fake) serveAgent(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	what, id, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v1/agent/"), ":")
-	if i := strings.LastIndex(what, "/"); id == "" {
-		what, id = what[:i], what[i+1:]
+	what := strings.TrimPrefix(r.URL.Path, "/v1/agent/")
+	i := strings.LastIndex(what, "/")
+	what, id := what[:i], strings.TrimPrefix(what[i+1:], "service:")
+	if id == "register" {
+		what = "service/register"
 	}
 	f.calls = append(f.calls, what)
 	if f.agent != nil && f.agent(w, r) {
 		return
 	}
-	switch {
-	case r.URL.Path == "/v1/agent/service/register":
+	switch what {
+	case "service/register":
 		var reg api.AgentServiceRegistration
 		_ = json.NewDecoder(r.Body).Decode(&reg)
 		f.registered[reg.ID] = &reg
 		f.checks[reg.Check.CheckID] = reg.Check.Status
-	case what == "check/update/service":
+	case "check/update":
 		if _, ok := f.checks["service:"+id]; !ok {
 			http.Error(w, `Unknown check ID "`+id+`"`, http.StatusNotFound)
 			return
@@ -194,14 +196,14 @@ func (f *fake) serveAgent(w http.ResponseWriter, r *http.Request) {
 		var update struct{ Status, Output string }
 		_ = json.NewDecoder(r.Body).Decode(&update)
 		f.checks["service:"+id] = strings.TrimSpace(update.Status + " " + update.Output)
-	case what == "service/deregister":
+	case "service/deregister":
 		if f.registered[id] == nil {
 			http.Error(w, "Unknown service ID", http.StatusNotFound)
 			return
 		}
 		delete(f.registered, id)
 		delete(f.checks, "service:"+id)
-	case what == "health/service/id":
+	case "health/service/id":
 		if f.registered[id] == nil {
 			w.WriteHeader(http.StatusNotFound)
 			return
@@ -224,8 +226,8 @@ func (f *fake) forget() {
 	clear(f.checks)
 }
 
-// check returns the status and output of the check of a service's ID, "" if there is none.
-func (f *fake) check(id string) string {
+// check returns the status and output of the check of the registration id, "" if there is none.
+func (f *fake) check() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.checks["service:"+id]

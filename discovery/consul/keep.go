@@ -80,7 +80,7 @@ func (r *Registered) keep(ctx context.Context) {
 			failures = 0
 		} else {
 			failures++
-			pause = min(pause, backoff(failures))
+			pause = min(pause, backoff(failures), time.Second)
 			if err := r.register(ctx); err != nil && ctx.Err() == nil {
 				r.c.o.OnError(r.r.Service, err)
 			}

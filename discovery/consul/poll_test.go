@@ -72,7 +72,10 @@ func TestAnswersAtOnceForEverAreNoBusyLoop(t *testing.T) {
 				})
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
-				for range follow(ctx, New(f.client(t), Options{}), "orders") { //nolint:revive // until it ends
+				for s := range follow(ctx, New(f.client(t), Options{}), "orders") {
+					if s != "a" {
+						t.Errorf("news %q", s)
+					}
 				}
 				asked := f.asked()
 				if len(asked) < 60 {
@@ -193,7 +196,7 @@ func TestNoInstancesAreBelievedAfterAGrace(t *testing.T) {
 		time.Sleep(10*time.Second - 1)
 		expect(t, got)
 		f.set("users", "x") // a new index with the same payload does not start it anew
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		expect(t, got, "")
 		asked := f.asked()
 		if q := asked[len(asked)-2]; q.Has("index") {

@@ -105,28 +105,18 @@ func (r *Registered) first(ctx context.Context) error {
 // complete checks r and sets its defaults.
 func (r *Registration) complete() (host string, port int, err error) {
 	host, port, err = splitAddr(r.Addr)
-	wrong := func(format string, args ...any) (string, int, error) {
-		return "", 0, fmt.Errorf("consul: Registration."+format, args...)
-	}
 	switch {
 	case r.Service == "":
-		return wrong("Service is empty: it is the name under which peers find this process")
+		err = errors.New("Service is empty: it is the name under which peers find this process")
 	case err != nil:
-		return wrong("Addr: %w", err)
+		err = fmt.Errorf("Addr: %w", err)
 	case r.Weight < 0 || r.WeightWarning < 0:
-		return wrong("Weight and WeightWarning must not be negative")
-	case r.TTL < 0 || r.Interval < 0 || r.Timeout < 0:
-		return wrong("TTL, Interval and Timeout must not be negative")
-	case r.TTL > 0 && r.HTTP != "":
-		return wrong("TTL and HTTP are both set: a registration has one check")
-	case r.HTTP != "" && r.Check != nil:
-		return wrong("Check needs a TTL check: with HTTP the agent asks the URL itself")
-	case r.DeregisterCriticalAfter != 0 && r.DeregisterCriticalAfter < time.Minute:
-		return wrong("DeregisterCriticalAfter is %v: Consul makes one minute of anything shorter, and looks "+
-			"only every 30 s; use at least 1m, or 0 for never", r.DeregisterCriticalAfter)
+		err = errors.New("Weight and WeightWarning must not be negative")
+	default:
+		err = r.wrongCheck()
 	}
-	if u, err := url.Parse(r.HTTP); r.HTTP != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
-		return wrong("HTTP is %q: it must be a URL like http://host:port/health", r.HTTP)
+	if err != nil {
+		return "", 0, fmt.Errorf("consul: Registration.%w", err)
 	}
 	if r.HTTP == "" {
 		r.TTL = cmp.Or(r.TTL, 15*time.Second)
@@ -135,6 +125,25 @@ func (r *Registration) complete() (host string, port int, err error) {
 	r.Interval, r.Timeout = cmp.Or(r.Interval, 10*time.Second), cmp.Or(r.Timeout, 2*time.Second)
 	r.Weight, r.WeightWarning = cmp.Or(r.Weight, 1), cmp.Or(r.WeightWarning, 1)
 	return host, port, nil
+}
+
+func (r *Registration) wrongCheck() error {
+	switch u, err := url.Parse(r.HTTP); {
+	case r.TTL < 0 || r.Interval < 0 || r.Timeout < 0:
+		return errors.New("TTL, Interval and Timeout must not be negative")
+	case r.DeregisterCriticalAfter != 0 && r.DeregisterCriticalAfter < time.Minute:
+		return fmt.Errorf("DeregisterCriticalAfter is %v: Consul makes one minute of anything shorter, and looks "+
+			"only every 30 s; use at least 1m, or 0 for never", r.DeregisterCriticalAfter)
+	case r.HTTP == "":
+		return nil
+	case r.TTL > 0:
+		return errors.New("TTL and HTTP are both set: a registration has one check")
+	case r.Check != nil:
+		return errors.New("Check needs a TTL check: with HTTP the agent asks the URL itself")
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+		return fmt.Errorf("HTTP is %q: it must be a URL like http://host:port/health", r.HTTP)
+	}
+	return nil
 }
 
 // splitAddr splits an address that others can call.

@@ -219,11 +219,11 @@ func TestIncludeWarningAsksForAll(t *testing.T) {
 
 func TestATagCannotEscapeItsFilter(t *testing.T) {
 	for tag, want := range map[string]string{
-		`v2`:               `"v2"`,
-		`" or "" == "`:     `"\x22 or \x22\x22 == \x22"`,
-		`\`:                `"\\"`,
-		`\"`:               `"\\\x22"`,
-		"`\n":              "\"`\\n\"",
+		`v2`:                `"v2"`,
+		`" or "" == "`:      `"\x22 or \x22\x22 == \x22"`,
+		`\`:                 `"\\"`,
+		`\"`:                `"\\\x22"`,
+		"`\n":               "\"`\\n\"",
 		`a" in X or "a\" b`: `"a\x22 in X or \x22a\\\x22 b"`,
 	} {
 		if got := quote(tag); got != want || strings.Count(got, `"`) != 2 {

@@ -22,10 +22,10 @@ type ConsulAgent struct {
 }
 
 // Consul starts one agent that is a server of its own and keeps nothing on disk (-dev): a restarted one
-// has forgotten every registration.
-func Consul(tb testing.TB) *ConsulAgent {
+// has forgotten every registration. The arguments are added to its command line.
+func Consul(tb testing.TB, extraArgs ...string) *ConsulAgent {
 	tb.Helper()
-	return consulAgent(tb, "dev", func(string) []string { return []string{"-dev"} })
+	return consulAgent(tb, "dev", func(string) []string { return append([]string{"-dev"}, extraArgs...) })
 }
 
 // ConsulServers is a cluster of three Consul servers. A quorum is two.
@@ -123,10 +123,12 @@ func consulAgent(tb testing.TB, node string, args func(dir string) []string) *Co
 // leader.
 func consulAnswers(p *Process, node string) error {
 	var self struct{ Config struct{ NodeName string } }
-	if err := getJSON(p.addr(0), "/v1/agent/self", &self); err != nil {
+	err := getJSON(p.addr(0), "/v1/agent/self", &self)
+	switch {
+	case errors.Is(err, errForbidden): // by ACLs that extraArgs asked for
+	case err != nil:
 		return err
-	}
-	if self.Config.NodeName != node {
+	case self.Config.NodeName != node:
 		return fmt.Errorf("another agent, %q, answers at %s", self.Config.NodeName, p.addr(0))
 	}
 	if node != "dev" {
@@ -152,11 +154,16 @@ func getJSON(addr, path string, into any) error {
 		return err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusForbidden {
+		return errForbidden
+	}
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s: %s", path, resp.Status)
 	}
 	return json.NewDecoder(resp.Body).Decode(into)
 }
+
+var errForbidden = errors.New("forbidden")
 
 // oneShot leaves no connection behind, which a killed server would reset, and no goroutine.
 var oneShot = http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
