@@ -107,16 +107,16 @@ func (r *Registration) complete() (host string, port int, err error) {
 	host, port, err = splitAddr(r.Addr)
 	switch {
 	case r.Service == "":
-		err = errors.New("Service is empty: it is the name under which peers find this process")
+		err = errors.New("no Service, which is the name under which peers find this process")
 	case err != nil:
-		err = fmt.Errorf("Addr: %w", err)
+		err = fmt.Errorf("bad Addr: %w", err)
 	case r.Weight < 0 || r.WeightWarning < 0:
-		err = errors.New("Weight and WeightWarning must not be negative")
+		err = errors.New("negative Weight or WeightWarning")
 	default:
 		err = r.wrongCheck()
 	}
 	if err != nil {
-		return "", 0, fmt.Errorf("consul: Registration.%w", err)
+		return "", 0, fmt.Errorf("consul: Registration: %w", err)
 	}
 	if r.HTTP == "" {
 		r.TTL = cmp.Or(r.TTL, 15*time.Second)
@@ -130,16 +130,16 @@ func (r *Registration) complete() (host string, port int, err error) {
 func (r *Registration) wrongCheck() error {
 	switch u, err := url.Parse(r.HTTP); {
 	case r.TTL < 0 || r.Interval < 0 || r.Timeout < 0:
-		return errors.New("TTL, Interval and Timeout must not be negative")
+		return errors.New("negative TTL, Interval or Timeout")
 	case r.DeregisterCriticalAfter != 0 && r.DeregisterCriticalAfter < time.Minute:
 		return fmt.Errorf("DeregisterCriticalAfter is %v: Consul makes one minute of anything shorter, and looks "+
 			"only every 30 s; use at least 1m, or 0 for never", r.DeregisterCriticalAfter)
 	case r.HTTP == "":
 		return nil
 	case r.TTL > 0:
-		return errors.New("TTL and HTTP are both set: a registration has one check")
+		return errors.New("both TTL and HTTP are set: a registration has one check")
 	case r.Check != nil:
-		return errors.New("Check needs a TTL check: with HTTP the agent asks the URL itself")
+		return errors.New("both HTTP and Check are set: with HTTP the agent asks the URL, and nobody calls Check")
 	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
 		return fmt.Errorf("HTTP is %q: it must be a URL like http://host:port/health", r.HTTP)
 	}
