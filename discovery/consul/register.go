@@ -53,7 +53,8 @@ type Registration struct {
 
 // Register tries until the agent accepts, refuses as malformed, or ctx ends. It keeps the registration
 // alive, also through an agent restart, until [Registered.Deregister] or the end of ctx, which deregisters
-// too, within 5 s of its own. Failures meanwhile go to Options.OnError.
+// too, within 5 s of its own; a process that is about to exit calls Deregister to wait for that. Failures
+// meanwhile go to Options.OnError.
 func (c *Consul) Register(ctx context.Context, r Registration) (*Registered, error) {
 	if c.client == nil {
 		return nil, errNoClient
