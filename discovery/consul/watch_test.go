@@ -169,6 +169,26 @@ func TestAnErrorIsReportedOncePerQueryNotPerWatcher(t *testing.T) {
 	})
 }
 
+func TestALateWatcherHearsNothingOfErrorsThatAreOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		f.set("orders", "a")
+		c := New(f.client(t), Options{})
+		got := follow(t.Context(), c, "orders")
+		expect(t, got, "a")
+		f.respond(fail)
+		f.set("orders", "a")
+		time.Sleep(time.Minute)
+		if _, failures := drain(got); failures == 0 {
+			t.Error("no errors")
+		}
+		f.respond(nil)
+		time.Sleep(10 * time.Second)
+		expect(t, got) // the same set again is no news
+		expect(t, follow(t.Context(), c, "orders"), "a")
+	})
+}
+
 func TestWithoutAClientAWatchSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, err := range New(nil, Options{}).Watch(t.Context(), "orders") {
