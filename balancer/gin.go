@@ -30,7 +30,7 @@ func WithReplayBytes(n int64) ProxyOption { return func(p *proxy) { p.replay = n
 // WithAffinity sets the [IPHash] key of each request, e.g. func(c) string { return c.ClientIP() }.
 func WithAffinity(key func(*gin.Context) string) ProxyOption { return func(p *proxy) { p.key = key } }
 
-// Proxy forwards requests to service: the dynamic load-balancing middleware. It streams both ways, flushes server-sent events at once, passes upgrades (WebSocket) and trailers on, and removes
+// Proxy forwards requests to service: the dynamic load-balancing middleware. It streams the request and the answer, flushes server-sent events at once, passes upgrades (WebSocket) and trailers on, and removes
 // hop-by-hop headers. The instance gets X-Forwarded-For, -Host and -Proto and X-Real-Ip: what came in of
 // them counts only if gin trusts who sent it (Engine.SetTrustedProxies), and the path, query and method
 // as they are; Host is the service's name.

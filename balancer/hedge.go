@@ -8,13 +8,8 @@ import (
 	"time"
 )
 
-var (
-	// errHedge ends a try that a later one has overtaken: a failure of its instance, or hedging would hide
-	// a sick one.
-	errHedge = errors.New("a later try on another instance was faster")
-	// errNotNeeded ends a try that an earlier one has beaten after all.
-	errNotNeeded = errors.New("an earlier try was answered")
-)
+// errHedge ends a try that another one has beaten.
+var errHedge = errors.New("a try on another instance was faster")
 
 // hedge is a call that may have several tries at once. Their goroutines end with the tries, and those
 // with the call.
@@ -112,14 +107,16 @@ func (h *hedge) deliver(got arrival) bool {
 	return !h.over
 }
 
-// cancelLosers ends the tries that still run: those begun before the winner have lost against their hedge.
+// cancelLosers ends the tries that still run. Those begun before the winner have lost against their hedge:
+// a failure of their instance, or hedging would hide a sick one. The others were not needed.
 func (h *hedge) cancelLosers(winner *attempt) {
 	for _, a := range h.running {
 		if a.began.Before(winner.began) {
-			a.cancel(errHedge)
+			a.report(Failure, errHedge)
 		} else {
-			a.cancel(errNotNeeded)
+			a.report(Neutral, nil)
 		}
+		a.cancel(errHedge)
 	}
 }
 

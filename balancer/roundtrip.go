@@ -96,9 +96,16 @@ type attempt struct {
 	timer  *time.Timer
 	began  time.Time // of tries that can be cancelled
 
-	outcome Outcome
-	body    io.ReadCloser // the answer's
-	ended   atomic.Bool
+	outcome  Outcome
+	reported atomic.Bool   // of the instance, by whoever was first: the try or the hedge that beat it
+	body     io.ReadCloser // the answer's
+	ended    atomic.Bool
+}
+
+func (a *attempt) report(o Outcome, cause error) {
+	if !a.reported.Swap(true) {
+		a.sel.report(o, cause)
+	}
 }
 
 // newAttempt makes a try that ends after perTry without headers, if that is positive. With own it can be
@@ -143,23 +150,20 @@ func (a *attempt) roundTrip(body io.ReadCloser) (*http.Response, error) {
 	}
 	a.outcome = a.classify(resp, err)
 	if err != nil {
-		a.sel.report(a.outcome, err)
+		a.report(a.outcome, err)
 		a.finish()
 		return nil, err
 	}
-	a.sel.report(a.outcome, statusError(resp, a.outcome))
+	a.report(a.outcome, statusError(resp, a.outcome))
 	resp.Request = a.caller
 	a.track(resp)
 	return resp, nil
 }
 
-// classify asks Options.Classify, except where the caller or the hedge has ended the try.
+// classify asks Options.Classify, except where the caller has ended the try.
 func (a *attempt) classify(resp *http.Response, err error) Outcome {
 	if err != nil {
-		switch {
-		case errors.Is(err, errHedge):
-			return Failure
-		case is[*bodyError](err), errors.Is(err, errNotNeeded), errors.Is(a.caller.Context().Err(), context.Canceled):
+		if is[*bodyError](err) || errors.Is(a.caller.Context().Err(), context.Canceled) {
 			return Neutral
 		}
 	}

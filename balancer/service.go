@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -90,10 +91,7 @@ func (s *service) update(instances []discovery.Instance) {
 
 // merge brings nodes up to date. The caller holds mu.
 func (s *service) merge(instances []discovery.Instance, first bool) (events []Event, changed bool) {
-	gone := make(map[identity]*Node, len(s.nodes))
-	for id, n := range s.nodes {
-		gone[id] = n
-	}
+	gone := maps.Clone(s.nodes)
 	for _, in := range instances {
 		id := identity{cmp.Or(in.ID, in.Addr), in.Addr}
 		n := s.nodes[id]
