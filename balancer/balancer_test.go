@@ -124,17 +124,19 @@ func TestStatisticsSurviveUpdates(t *testing.T) {
 		m.Set("orders", at("a:1")...)
 		b := open(t, m, Options{})
 		running := choose(t, b)
+		slow := choose(t, b)
 		time.Sleep(100 * time.Millisecond)
+		slow.Done(nil)
 		choose(t, b).Done(errReset)
 
 		m.Set("orders", discovery.Instance{ID: "a:1", Addr: "a:1", Weight: 7, Tags: []string{"new"}}, at("b:1")[0])
 		synctest.Wait()
 		s := statusOf(t, b, "a:1")
-		if s.InFlight != 1 || s.Requests != 1 || s.Failures != 1 || s.Latency == 0 || s.Weight != 7 {
+		if s.InFlight != 1 || s.Requests != 2 || s.Failures != 1 || s.Latency == 0 || s.Weight != 7 {
 			t.Errorf("after the update: %+v", s)
 		}
 		running.Done(nil)
-		if s := statusOf(t, b, "a:1"); s.InFlight != 0 || s.Requests != 2 {
+		if s := statusOf(t, b, "a:1"); s.InFlight != 0 || s.Requests != 3 {
 			t.Errorf("after the end of a call begun before it: %+v", s)
 		}
 	})

@@ -56,7 +56,10 @@ func (s Selection) measure(o Outcome) {
 	now := n.service.b.now()
 	ns, at := float32(now-s.start), stamp(now)
 	if o == Failure {
-		ns = max(ns, min(failureCost*n.service.latency(n, at), maxFailureCost))
+		n.failing.Store(max(at, 1))
+		if known := n.service.latency(n, at); known == 0 || ns < known {
+			return // that it failed fast does not make it fast
+		}
 	}
 	n.observe(ns, at)
 }

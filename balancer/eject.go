@@ -114,6 +114,7 @@ func (s *service) restore(n *Node) {
 	n.record.restored = time.Now()
 	n.fails.Store(0)
 	n.latency.Store(0) // what it was says nothing of what it is
+	n.failing.Store(0)
 	n.out.Store(nil)
 	s.rebuild()
 	s.mu.Unlock()

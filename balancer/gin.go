@@ -3,6 +3,8 @@ package balancer
 import (
 	"context"
 	"errors"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httputil"
 	"strings"
@@ -51,6 +53,7 @@ func Proxy(b *Balancer, service string, opts ...ProxyOption) gin.HandlerFunc {
 		Rewrite:       p.rewrite,
 		FlushInterval: -1,
 		BufferPool:    &buffers{},
+		ErrorLog:      log.New(io.Discard, "", 0), // a library does not print; the client sees it too
 		ErrorHandler:  func(_ http.ResponseWriter, r *http.Request, err error) { failed(r).err = err },
 	}
 	return func(c *gin.Context) { p.serve(c, reverse) }

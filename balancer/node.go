@@ -18,10 +18,11 @@ const (
 	// oldMs is when a measurement says no more. Without it, a slow instance that was left alone would
 	// look like the fastest of all, and be flooded until its first answer.
 	oldMs = 3 * tauMs
-	// failureCost is what a failure counts as, times the latency so far, so that an instance that fails
-	// fast does not look like a fast one.
-	failureCost    = 4
-	maxFailureCost = float32(10 * time.Second)
+	// What fails fast has few calls in flight and would be loved for it. So a failure makes a node dearer,
+	// failureCost times at first, and less and less over failureMs: long enough to notice an instance that
+	// fails all the time, short enough to give one that has been restarted its share back.
+	failureCost = 10
+	failureMs   = 3_000
 )
 
 // Counters of a node share one word: completed calls above, calls in flight in the low bits. One atomic
@@ -52,6 +53,7 @@ type Node struct {
 	calls   atomic.Uint64
 	fails   atomic.Int64  // failures in a row
 	latency atomic.Uint64 // a measurement; 0: unknown
+	failing atomic.Uint32 // stamp of the last failure; 0: none
 	failed  atomic.Uint64
 	_       [128]byte
 }
@@ -119,6 +121,19 @@ func (n *Node) observe(ns float32, at uint32) {
 			return
 		}
 	}
+}
+
+// penalty is how many times dearer than its latency a recent failure makes n.
+func (n *Node) penalty(now uint32) float32 {
+	at := n.failing.Load()
+	if at == 0 {
+		return 1
+	}
+	age := since(at, now)
+	if age >= failureMs {
+		return 1
+	}
+	return failureCost - (failureCost-1)*float32(age)/failureMs
 }
 
 // A measurement packs a latency (float32 nanoseconds, above) and when it was taken (a stamp, below) into

@@ -244,7 +244,8 @@ func mix(h uint64) uint64 {
 }
 
 // PowerOfTwo draws two distinct instances and takes the one where a new call costs less: peak-EWMA
-// latency × (calls in flight + 1) / weight.
+// latency × (calls in flight + 1) / weight. A failure makes an instance dearer for three seconds, ten
+// times at first, or one that fails fast would seem the fastest.
 //
 // Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 12(10), 2001;
 // the cost is Finagle's.
@@ -286,11 +287,11 @@ func (s *service) cost(n *Node, at uint32) float64 {
 	if latency == 0 {
 		latency = 1 // nothing is known of any node: go by the calls in flight
 	}
-	return float64(latency) * float64(n.calls.Load()&inFlightMask+1)
+	return float64(latency*n.penalty(at)) * float64(n.calls.Load()&inFlightMask+1)
 }
 
-// ResponseTime takes an instance at random, with a chance in proportion to weight / latency (peak EWMA).
-// The chances are worked out anew four times a second.
+// ResponseTime takes an instance at random, with a chance in proportion to weight / latency (peak EWMA),
+// and a tenth of that just after a failure. The chances are worked out anew four times a second.
 func ResponseTime() Strategy {
 	return func(nodes []*Node) Picker {
 		s := nodes[0].service
@@ -321,7 +322,7 @@ func (c *chances) refresh(s *service, at uint32) {
 	c.at.Store(at)
 	sum := 0.0
 	for i, n := range c.nodes {
-		sum += n.Weight() / float64(max(s.latency(n, at), 1))
+		sum += n.Weight() / float64(max(s.latency(n, at), 1)*n.penalty(at))
 		c.up[i].Store(math.Float64bits(sum))
 	}
 }

@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -367,6 +368,42 @@ func TestAnInstanceThatFailsFastDoesNotAttractCalls(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAnInstanceThatFailedIsGivenItsShareBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers()
+		for _, addr := range []string{"a:1", "b:1", "c:1"} {
+			p.set(addr, takes(10*time.Millisecond))
+		}
+		b := open(t, orders("a:1", "b:1", "c:1"), Options{Transport: p, Retry: Retry{Attempts: 1}})
+		load := func(d time.Duration) float64 {
+			p.asked()
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(time.Millisecond) {
+				go func() { _, _ = get(t, b) }()
+			}
+			calls := p.asked()
+			return float64(count(calls, "a:1")) / float64(len(calls))
+		}
+		load(time.Second)
+		for n := 0; n < 2; { // not enough to be ejected
+			sel := choose(t, b)
+			if sel.Addr() == "a:1" {
+				n++
+				sel.Done(errReset)
+			} else {
+				sel.Done(context.Canceled)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if got := load(500 * time.Millisecond); got > 0.2 {
+			t.Errorf("share just after two failures = %.2f, want less than its own", got)
+		}
+		load(4 * time.Second)
+		if got := load(time.Second); got < 0.28 || got > 0.38 {
+			t.Errorf("share 4.5s after = %.2f, want a third", got)
+		}
+	})
 }
 
 func TestLatencyJumpsUpAndDecays(t *testing.T) {

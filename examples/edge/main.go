@@ -18,9 +18,11 @@ import (
 	"time"
 
 	"github.com/gin-gonic/gin"
+	"github.com/hashicorp/consul/api"
 
 	"github.com/highball-go/highball/balancer"
 	"github.com/highball-go/highball/discovery"
+	"github.com/highball-go/highball/discovery/consul"
 )
 
 var strategies = map[string]balancer.Strategy{
@@ -33,56 +35,89 @@ var strategies = map[string]balancer.Strategy{
 	"Random":             balancer.Random(),
 }
 
+type config struct {
+	listen, peers, consul, service, strategy string
+	retry                                    balancer.Retry
+}
+
 func main() {
-	var (
-		listen   = flag.String("listen", "127.0.0.1:8080", "address to listen on")
-		peers    = flag.String("peers", "", "instances, host:port separated by commas")
-		service  = flag.String("service", "backend", "name of the service")
-		strategy = flag.String("strategy", "PowerOfTwo", "RoundRobin, WeightedRoundRobin, LeastConnections, IPHash, ResponseTime, PowerOfTwo or Random")
-		perTry   = flag.Duration("per-try", time.Second, "longest wait for the headers of one try; 0: none")
-		hedge    = flag.Duration("hedge", 0, "start a second try after so long without headers; 0: never")
-	)
+	var c config
+	flag.StringVar(&c.listen, "listen", "127.0.0.1:8080", "address to listen on")
+	flag.StringVar(&c.peers, "peers", "", "instances, host:port separated by commas")
+	flag.StringVar(&c.consul, "consul", "", "find the instances through the Consul agent at this address instead")
+	flag.StringVar(&c.service, "service", "backend", "name of the service")
+	flag.StringVar(&c.strategy, "strategy", "PowerOfTwo", "RoundRobin, WeightedRoundRobin, LeastConnections, IPHash, ResponseTime, PowerOfTwo or Random")
+	flag.DurationVar(&c.retry.PerTry, "per-try", time.Second, "longest wait for the headers of one try; 0: none")
+	flag.DurationVar(&c.retry.Hedge, "hedge", 0, "start a second try after so long without headers; 0: never")
 	flag.Parse()
-	if err := run(*listen, *peers, *service, *strategy, balancer.Retry{PerTry: *perTry, Hedge: *hedge}); err != nil {
+	if err := run(c); err != nil {
 		log.Fatal("edge: ", err)
 	}
 }
 
-func run(listen, peers, service, strategy string, retry balancer.Retry) error {
-	s, ok := strategies[strategy]
+func run(c config) error {
+	strategy, ok := strategies[c.strategy]
 	if !ok {
-		return fmt.Errorf("no strategy %q", strategy)
+		return fmt.Errorf("no strategy %q; see -help", c.strategy)
 	}
-	lb := balancer.New(discovery.Static{service: instances(peers)}, balancer.Options{
-		Strategy: s,
-		Retry:    retry,
+	source, err := source(c)
+	if err != nil {
+		return err
+	}
+	lb := balancer.New(source, balancer.Options{
+		Strategy: strategy,
+		Retry:    c.retry,
 		Ejection: balancer.Ejection{ProbePath: "/health"},
-		OnEvent:  func(e balancer.Event) { log.Println(e.Kind, e.Instance.Addr, e.Err) },
+		OnEvent:  report,
 	})
 	defer lb.Close()
 
 	gin.SetMode(gin.ReleaseMode)
 	r := gin.New()
 	r.GET("/health", func(c *gin.Context) { c.JSON(http.StatusOK, gin.H{"status": "healthy"}) })
-	r.NoRoute(balancer.Proxy(lb, service, balancer.WithAffinity((*gin.Context).ClientIP)))
+	r.NoRoute(balancer.Proxy(lb, c.service, balancer.WithAffinity((*gin.Context).ClientIP)))
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	server := &http.Server{Addr: listen, Handler: r, ReadHeaderTimeout: 10 * time.Second}
-	go func() {
-		<-ctx.Done()
+	server := &http.Server{Addr: c.listen, Handler: r, ReadHeaderTimeout: 10 * time.Second}
+	serving := make(chan error, 1)
+	go func() { serving <- server.ListenAndServe() }()
+	select {
+	case err := <-serving:
+		return err
+	case <-ctx.Done():
 		end, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		_ = server.Shutdown(end)
-	}()
-	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
-		return err
+		return server.Shutdown(end)
 	}
-	return nil
+}
+
+// report logs what changes; retries are too many to log.
+func report(e balancer.Event) {
+	switch e.Kind {
+	case balancer.Ejected:
+		log.Printf("%s %s: %v", e.Kind, e.Instance.Addr, e.Err)
+	case balancer.Added, balancer.Removed, balancer.Restored:
+		log.Print(e.Kind, " ", e.Instance.Addr)
+	}
+}
+
+func source(c config) (discovery.Source, error) {
+	switch {
+	case (c.peers == "") == (c.consul == ""):
+		return nil, errors.New("give either -peers or -consul")
+	case c.peers != "":
+		return discovery.Static{c.service: instances(c.peers)}, nil
+	}
+	client, err := api.NewClient(&api.Config{Address: c.consul})
+	if err != nil {
+		return nil, err
+	}
+	return consul.New(client, consul.Options{OnError: func(service string, err error) { log.Print(service, ": ", err) }}), nil
 }
 
 func instances(peers string) (in []discovery.Instance) {
-	for _, addr := range strings.Split(peers, ",") {
+	for addr := range strings.SplitSeq(peers, ",") {
 		if addr != "" {
 			in = append(in, discovery.Instance{ID: addr, Addr: addr})
 		}
