@@ -45,6 +45,7 @@ func serveInstance(ctx context.Context, name, addr, consulAddr string) error {
 		}
 		registered, err := consul.New(client, consul.Options{}).Register(ctx, consul.Registration{
 			Service: service, ID: service + "-" + name, Addr: addr, TTL: 3 * time.Second,
+			DeregisterCriticalAfter: time.Minute, // one that was killed cannot do it itself
 		})
 		if err != nil {
 			return fmt.Errorf("registering with Consul at %s: %w", consulAddr, err)

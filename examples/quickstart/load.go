@@ -34,12 +34,37 @@ func (s *story) tell(format string, args ...any) { s.add(event{text: fmt.Sprintf
 
 // event hears what the balancer does.
 func (s *story) event(e balancer.Event) {
+	why := ""
 	switch e.Kind {
 	case balancer.Ejected:
-		s.add(event{kind: e.Kind, id: e.Instance.ID, text: fmt.Sprintf("  ejected %s: %v", e.Instance.ID, e.Err)})
+		why = e.Err.Error()
 	case balancer.Restored:
-		s.add(event{kind: e.Kind, id: e.Instance.ID, text: fmt.Sprintf("  restored %s: its probe was answered", e.Instance.ID)})
+		why = "its probe was answered"
+	case balancer.Removed:
+		why = "its health check fails"
+	case balancer.Added:
+		why = "it is registered and healthy"
+	default:
+		return // retries are too many to tell
 	}
+	s.add(event{kind: e.Kind, id: e.Instance.ID, text: fmt.Sprintf("  %s %s: %s", e.Kind, e.Instance.ID, why)})
+}
+
+// left reports whether the balancer stopped calling id, and whether it called it again after that: an
+// ejected instance is restored by a probe, or by Consul when it was removed there meanwhile.
+func (s *story) left(id string) (left, back bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.events {
+		switch {
+		case e.id != id:
+		case e.kind == balancer.Ejected:
+			left = true
+		default:
+			back = left && e.kind != balancer.Removed
+		}
+	}
+	return left, back
 }
 
 func (s *story) add(e event) {

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"text/tabwriter"
 	"time"
-
-	"github.com/highball-go/highball/balancer"
 )
 
 // A part of the run, and what is in it.
@@ -97,7 +95,8 @@ func promises(results []result, story *story) (broken []error) {
 	promise(hung <= 10, fmt.Sprintf("of the POSTs only those that c had taken were lost when it hung (%d)", hung))
 	promise(rest == 0, "nothing was lost at any other time")
 	for _, id := range []string{service + "-b", service + "-c"} {
-		promise(story.has(balancer.Ejected, id) && story.has(balancer.Restored, id), id+" was ejected, and restored by a probe")
+		left, back := story.left(id)
+		promise(left && back, id+" was ejected, and is back")
 	}
 	share := make(map[string]float64)
 	last := within(parts[len(parts)-1], results)
@@ -129,10 +128,4 @@ func failures(results []result) (gets, killed, hung, rest int) {
 // near is within the part, or just before it: requests in flight at its start.
 func (p part) near(due time.Duration) bool {
 	return due >= p.from-100*time.Millisecond && due < p.to
-}
-
-func (s *story) has(kind, id string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.ContainsFunc(s.events, func(e event) bool { return e.kind == kind && e.id == id })
 }
