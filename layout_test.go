@@ -22,6 +22,7 @@ const (
 var uses = map[string][]string{
 	".":                {},
 	"balancer":         {"discovery"},
+	"breaker":          {},
 	"discovery":        {},
 	"discovery/consul": {"discovery", "github.com/hashicorp/consul/api"},
 
