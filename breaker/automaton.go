@@ -37,7 +37,7 @@ func (b *Breaker) Allow() (Permit, error) {
 	} else if b.o.MaxConcurrentRequests <= 0 {
 		b.inflight.Add(1)
 	}
-	p := Permit{b: b, token: word >> 4 << tokenShift}
+	p := Permit{by: b, token: word >> 4 << tokenShift}
 	if b.timed {
 		p.start = now()
 	}
@@ -72,7 +72,7 @@ func (b *Breaker) allowSlow(word uint64, t int64) (Permit, error) {
 	} else if !b.enter() {
 		return Permit{}, b.reject(t)
 	}
-	p := Permit{b: b, token: word >> 4 << tokenShift, start: t}
+	p := Permit{by: b, token: word >> 4 << tokenShift, start: t}
 	if State(word&stateMask) == Closed {
 		return p, nil
 	}
@@ -145,6 +145,9 @@ func (b *Breaker) count(at place, o Outcome, slow bool) {
 		what, pending = low+high, 1<<32+1
 	}
 	b.window.calls.add(at, what)
+	if (o != Success || slow) && b.bad.Load() != at.tick {
+		b.bad.Store(at.tick)
+	}
 	if slow {
 		b.window.times.add(at, low)
 	} else if o == Timeout {
@@ -157,15 +160,13 @@ func (b *Breaker) count(at place, o Outcome, slow bool) {
 
 // judge opens the circuit, if it is still in generation gen, when the window or the cluster says so.
 func (b *Breaker) judge(gen uint64, at place, t int64) {
-	total, errs := b.window.calls.sum(at)
 	why := int32(0)
-	switch {
-	case b.over(total, errs, b.o.ErrorPercentThreshold):
-		why = byErrors
-	case b.o.SlowCall > 0 && b.over(total, b.slow(at), b.o.SlowPercentThreshold):
-		why = bySlowness
+	if at.tick-b.bad.Load() < int64(b.o.Buckets) { // else the window holds nothing to open for
+		why = b.verdict(at)
 	}
-	if b.report(at.tick) && why == 0 && t >= b.quiet.Load() {
+	if b.o.Peers == nil {
+		// this instance decides alone
+	} else if b.report(at.tick) && why == 0 && t >= b.quiet.Load() {
 		if total, errs, _ := b.o.Peers.Cluster(b.name); total > 0 && errs > 0 &&
 			b.over(uint64(total), uint64(errs), b.o.ErrorPercentThreshold) {
 			why = byCluster
@@ -176,9 +177,18 @@ func (b *Breaker) judge(gen uint64, at place, t int64) {
 	}
 }
 
-func (b *Breaker) slow(at place) uint64 {
-	n, _ := b.window.times.sum(at)
-	return n
+// verdict is why the window's counts should open the circuit; 0: they should not.
+func (b *Breaker) verdict(at place) int32 {
+	total, errs := b.window.calls.sum(at)
+	if b.over(total, errs, b.o.ErrorPercentThreshold) {
+		return byErrors
+	}
+	if b.o.SlowCall > 0 {
+		if slow, _ := b.window.times.sum(at); b.over(total, slow, b.o.SlowPercentThreshold) {
+			return bySlowness
+		}
+	}
+	return 0
 }
 
 func (b *Breaker) over(total, bad uint64, percent int) bool {

@@ -148,6 +148,7 @@ type Breaker struct {
 	inflight atomic.Int64
 	_        [48]byte
 
+	bad      atomic.Int64  // tick of the last error or slow call
 	gate     atomic.Int64  // while not closed: calls up to this instant are refused without the lock
 	quiet    atomic.Int64  // until then the cluster's sums are ignored
 	reported atomic.Int64  // tick of the last report

@@ -43,7 +43,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
-	c := &exchange{permit: permit, ctx: req.Context(), inner: req.Context(), cancel: func() {}}
+	c := &exchange{b: t.b, permit: permit, ctx: req.Context(), inner: req.Context(), cancel: func() {}}
 	if d := t.b.o.Timeout; d > 0 {
 		c.inner, c.cancel = context.WithTimeoutCause(c.ctx, d, errTimeout)
 		req = req.WithContext(c.inner)
@@ -68,6 +68,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // An exchange is one request on its way, until its body ends.
 type exchange struct {
+	b          *Breaker
 	permit     Permit
 	ctx, inner context.Context // the request's own, and the one with the Timeout
 	cancel     context.CancelFunc
@@ -79,7 +80,7 @@ type exchange struct {
 // guard decides by the headers of res what can be, and leaves the rest to its body.
 func (c *exchange) guard(res *http.Response) {
 	c.answered = true
-	if c.permit.b.timed {
+	if c.b.timed {
 		c.took = time.Duration(now() - c.permit.start)
 	}
 	writer, writes := res.Body.(io.Writer)
@@ -105,12 +106,12 @@ func (c *exchange) guard(res *http.Response) {
 // end reports the first outcome that it is told.
 func (c *exchange) end(o Outcome) {
 	c.once.Do(func() {
-		b, t := c.permit.b, now()
+		t := now()
 		took := c.took
 		if !c.answered {
 			took = time.Duration(t - c.permit.start)
 		}
-		b.done(c.permit, o, t, took)
+		c.b.done(c.permit, o, t, took)
 	})
 }
 
