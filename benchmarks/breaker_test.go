@@ -9,6 +9,7 @@ import (
 	"github.com/sony/gobreaker/v2"
 
 	"github.com/highball-go/highball/breaker"
+	"github.com/highball-go/highball/breaker/hystrixgo"
 )
 
 // BenchmarkBreakerClosed makes calls through closed circuits that open at 50 % of 20 calls within ten
@@ -49,6 +50,12 @@ func BenchmarkBreakerClosed(b *testing.B) {
 		}
 		_ = hx.ReportEvent([]string{"success"}, time.Now(), 0) // its queue is full: it drops most events
 		return true
+	})
+	hg := hystrixgo.New(hystrix.CommandConfig{})
+	runPeer(b, "hystrixgo", func() bool { // the same command: it is to cost little more than the raw calls
+		p, err := hg.Acquire("bench")
+		p.Done(breaker.Success)
+		return err == nil
 	})
 	runPeer(b, "hystrix.Do", func() bool {
 		return hystrix.Do("bench", func() error { return nil }, nil) == nil
