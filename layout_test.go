@@ -27,6 +27,8 @@ var uses = map[string][]string{
 	"discovery":         {},
 	"discovery/consul":  {"discovery", "github.com/hashicorp/consul/api"},
 
+	"ratelimit": {},
+
 	"internal/memnet":  {},
 	"internal/refusal": {},
 	"internal/rig":     {},

@@ -44,6 +44,7 @@ const (
 // needs no Close; hystrix-go starts two goroutines per command that never end.
 type Circuits struct {
 	defaults hystrix.CommandConfig
+	most     int                                 // commands that are not configured
 	commands atomic.Pointer[map[string]*command] // replaced, never changed
 	dropped  atomic.Uint64
 	read     atomic.Int64 // when the settings were read last
@@ -66,7 +67,7 @@ func New(defaults hystrix.CommandConfig) *Circuits {
 	} {
 		*n = max(*n, 0)
 	}
-	c := &Circuits{defaults: defaults}
+	c := &Circuits{defaults: defaults, most: maxNames}
 	c.commands.Store(&map[string]*command{})
 	c.refresh()
 	return c
@@ -107,7 +108,7 @@ func (c *Circuits) add(name string) (*command, error) {
 		return cmd, nil
 	}
 	settings := hystrix.GetCircuitSettings()[name]
-	full := c.unplanned >= maxNames
+	full := c.unplanned >= c.most
 	if settings == nil {
 		if full || len(name) > maxNameLen {
 			name = overflow
