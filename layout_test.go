@@ -20,10 +20,14 @@ const (
 // uses lists what each package may import besides the standard library and, in files named gin.go, gin
 // and internal/refusal. Examples may import anything; nobody may import metrics.
 var uses = map[string][]string{
-	".":                {},
-	"balancer":         {"discovery"},
-	"discovery":        {},
-	"discovery/consul": {"discovery", "github.com/hashicorp/consul/api"},
+	".":                 {},
+	"balancer":          {"discovery"},
+	"breaker":           {},
+	"breaker/hystrixgo": {"breaker", "github.com/afex/hystrix-go/hystrix"},
+	"discovery":         {},
+	"discovery/consul":  {"discovery", "github.com/hashicorp/consul/api"},
+
+	"ratelimit": {},
 
 	"internal/memnet":  {},
 	"internal/refusal": {},

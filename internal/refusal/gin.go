@@ -26,6 +26,9 @@ type Problem struct {
 	// RetryAfter becomes the header of that name. Zero: one second. Negative: no header, for no wait
 	// would help.
 	RetryAfter time.Duration
+	// ViolatedPolicies are the names of quota policies that were exceeded, as
+	// draft-ietf-httpapi-ratelimit-headers has it. None: left out.
+	ViolatedPolicies []string
 }
 
 // Answer marks c as refused by the package by, and ends it with p as application/problem+json. It
@@ -53,7 +56,9 @@ func Write(c *gin.Context, p Problem) {
 		Title  string `json:"title"`
 		Status int    `json:"status"`
 		Detail string `json:"detail,omitempty"`
-	}{p.Type, p.Title, p.Status, p.Detail})
+
+		ViolatedPolicies []string `json:"violated-policies,omitempty"`
+	}{p.Type, p.Title, p.Status, p.Detail, p.ViolatedPolicies})
 	if err != nil { // strings and an int: it cannot fail
 		body = []byte(`{}`)
 	}

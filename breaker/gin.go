@@ -1,0 +1,242 @@
+package breaker
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"maps"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/highball-go/highball/internal/refusal"
+)
+
+// statusClientClosedRequest is nginx' 499.
+const statusClientClosedRequest = 499
+
+// An Option configures [Middleware].
+type Option func(*guard)
+
+type guard struct {
+	circuits Circuits
+	key      func(*gin.Context) string
+	fallback gin.HandlerFunc
+	classify func(*gin.Context) Outcome
+}
+
+// WithKey names the circuit of a request, instead of its method and FullPath. Keys should come from a
+// known set: a [Group] has 4096 names and lets all others share one circuit.
+func WithKey(key func(*gin.Context) string) Option { return func(g *guard) { g.key = key } }
+
+// WithFallback answers in the place of an open circuit; it runs on the request's goroutine after c was
+// aborted, so c.Next does nothing there. [Rejected] is true for its answer whatever the status, and no
+// Highball engine counts it.
+func WithFallback(h gin.HandlerFunc) Option { return func(g *guard) { g.fallback = h } }
+
+// WithClassify decides the outcome of a request that was answered, instead of its status. It is not
+// asked about answers that Highball refused, that were too late for the Timeout, or whose client is gone.
+func WithClassify(f func(*gin.Context) Outcome) Option { return func(g *guard) { g.classify = f } }
+
+// Middleware guards each route with its own circuit: method and FullPath, all that match no route
+// together. An open circuit, or one at MaxConcurrentRequests, answers 503 with Retry-After and
+// problem+json, or runs the fallback.
+//
+// Success, Failure or Neutral follow from the status: 5xx fail; 429, 499, a client gone (the request's
+// context was cancelled) and a refusal by Highball itself are Neutral; the rest succeed. A panic is a
+// Failure and is passed on; http.ErrAbortHandler, by which a handler breaks off its answer on purpose,
+// is Neutral when the client is gone, and else a Failure, for the client got half an answer.
+//
+// Options.Timeout is a deadline on the context of c.Request, which afterwards is the request as it was
+// before. A handler that ran into it is a Timeout, whatever it answered. An answer that is a stream
+// (text/event-stream, or a connection that was upgraded and hijacked) has no meaningful duration: it is
+// judged by its status alone, but the deadline ends its context too, so give such routes a circuit
+// without a Timeout.
+func Middleware(c Circuits, opts ...Option) gin.HandlerFunc {
+	g := &guard{circuits: c, key: newRoutes().key, classify: byStatus}
+	for _, o := range opts {
+		o(g)
+	}
+	return g.serve
+}
+
+// Rejected reports that a circuit, not the handler, answered this request.
+func Rejected(c *gin.Context) bool { return refusal.By(c) == "breaker" }
+
+func (g *guard) serve(c *gin.Context) {
+	permit, err := g.circuits.Acquire(g.key(c))
+	if err != nil {
+		g.refuse(c, err)
+		return
+	}
+	r := request{guard: g, permit: permit, ctx: c.Request.Context()}
+	r.inner = r.ctx
+	defer r.end(c)
+	if d := permit.Timeout(); d > 0 {
+		ctx, cancel := context.WithTimeoutCause(r.ctx, d, errTimeout)
+		r.inner = ctx
+		defer cancel() // runs before end, which needs only the cause
+		defer lend(c, ctx)()
+	}
+	if c.GetHeader("Upgrade") == "" {
+		c.Next()
+	} else { // who hijacks without being asked to upgrade is timed: it is rare, and a wrapper per request is not free
+		w := &hijackWatch{ResponseWriter: c.Writer}
+		c.Writer = w
+		c.Next()
+		c.Writer = w.ResponseWriter
+		r.stream = w.hijacked
+	}
+	r.returned = true
+}
+
+func (g *guard) refuse(c *gin.Context, err error) {
+	if g.fallback != nil {
+		refusal.Mark(c, "breaker")
+		c.Abort()
+		g.fallback(c)
+		return
+	}
+	p := refusal.Problem{
+		Status: http.StatusServiceUnavailable,
+		Type:   "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
+		Detail: "This service is failing and is given time to recover.",
+	}
+	if open := (*OpenError)(nil); errors.As(err, &open) {
+		p.RetryAfter = open.RetryAfter
+	} else if errors.Is(err, ErrMaxConcurrency) {
+		p.Detail = "Too many requests at once are waiting for this service."
+	}
+	refusal.Answer(c, "breaker", p)
+}
+
+// A request is one that was admitted.
+type request struct {
+	guard      *guard
+	permit     Permit
+	ctx, inner context.Context // as it came, and with the Timeout
+	stream     bool
+	returned   bool // the handlers did: no panic, no Goexit
+}
+
+// end reports the outcome and passes a panic on. It must be deferred itself, for it recovers.
+func (r *request) end(c *gin.Context) {
+	if r.returned {
+		r.report(c)
+		return
+	}
+	v := recover() // nil: runtime.Goexit
+	outcome := Failure
+	if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) && clientGone(r.ctx) {
+		outcome = Neutral
+	}
+	defer r.permit.Done(outcome)
+	if v != nil {
+		panic(v)
+	}
+}
+
+func (r *request) report(c *gin.Context) {
+	stream := r.stream || strings.HasPrefix(c.Writer.Header().Get("Content-Type"), "text/event-stream")
+	switch {
+	case refusal.By(c) != "":
+		r.permit.Done(Neutral)
+	case !stream && timedOut(r.ctx, r.inner):
+		r.permit.Done(Timeout)
+	case clientGone(r.ctx):
+		r.permit.Done(Neutral)
+	case stream:
+		r.permit.untimed(r.guard.classify(c))
+	default:
+		r.permit.Done(r.guard.classify(c))
+	}
+}
+
+func clientGone(ctx context.Context) bool { return errors.Is(ctx.Err(), context.Canceled) }
+
+func byStatus(c *gin.Context) Outcome {
+	switch status := c.Writer.Status(); {
+	case status == http.StatusTooManyRequests, status == statusClientClosedRequest:
+		return Neutral
+	case status >= http.StatusInternalServerError:
+		return Failure
+	}
+	return Success
+}
+
+// lend gives the handlers a request with ctx, and returns what takes it back: whoever comes after must not
+// find a context that has ended. The forms that were parsed meanwhile stay with the request, for net/http
+// removes the files of the one that it made.
+func lend(c *gin.Context, ctx context.Context) func() {
+	own := c.Request
+	lent := own.WithContext(ctx)
+	c.Request = lent
+	return func() {
+		own.Form, own.PostForm, own.MultipartForm = lent.Form, lent.PostForm, lent.MultipartForm
+		c.Request = own
+	}
+}
+
+// A hijackWatch sees whether the handler took the connection over.
+type hijackWatch struct {
+	gin.ResponseWriter
+	hijacked bool
+}
+
+func (w *hijackWatch) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := w.ResponseWriter.Hijack()
+	w.hijacked = w.hijacked || err == nil
+	return conn, rw, err
+}
+
+// Unwrap is for http.ResponseController.
+func (w *hijackWatch) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// routes makes names of method and FullPath, and keeps them, for making one allocates. Both come from the
+// routes of the engine, so there are few; the map is bounded all the same.
+type routes struct {
+	names atomic.Pointer[map[route]string]
+	mu    sync.Mutex // held by who replaces the map
+}
+
+type route struct{ method, path string }
+
+func newRoutes() *routes {
+	r := new(routes)
+	r.names.Store(&map[route]string{})
+	return r
+}
+
+func (r *routes) key(c *gin.Context) string {
+	at := route{c.Request.Method, c.FullPath()}
+	if at.path == "" {
+		return "unmatched"
+	}
+	if name, ok := (*r.names.Load())[at]; ok {
+		return name
+	}
+	return r.add(at)
+}
+
+func (r *routes) add(at route) string {
+	method := at.method
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
+		http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace:
+	default:
+		method = "OTHER"
+	}
+	name := method + " " + at.path
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old := *r.names.Load(); len(old) < maxNames && method == at.method {
+		names := maps.Clone(old)
+		names[at] = name
+		r.names.Store(&names)
+	}
+	return name
+}
