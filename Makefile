@@ -14,12 +14,14 @@ each     = for m in $(1); do echo "[$$m]"; (cd $$m && $(2)); done
 BENCH ?= .
 COUNT ?= 10
 
+FUZZTIME ?= 10s
+
 .PHONY: help
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: servers tidy lint race ## All that CI runs, in the same order
+test: servers tidy lint race fuzz ## All that CI runs, in the same order
 
 .PHONY: servers
 servers: ## Install or build the real servers that the tests start
@@ -36,6 +38,12 @@ lint: ## golangci-lint: vet, staticcheck, gofumpt and more
 .PHONY: race
 race: ## Every test under the race detector, in random order, against real servers
 	$(call each,$(CODE),HIGHBALL_SERVERS=required PATH="$(CURDIR)/.bin:$$PATH" go test -race -shuffle=on -timeout 20m ./...)
+
+.PHONY: fuzz
+fuzz: ## Fuzz every target for FUZZTIME each
+	@grep -rlE --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r p; do \
+	  go test -list '^Fuzz' $$p | { grep '^Fuzz' || true; } | while read -r f; do \
+	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
 
 .PHONY: fmt
 fmt: ## Rewrite files to the house format

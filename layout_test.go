@@ -21,15 +21,19 @@ const (
 // and internal/refusal. Examples may import anything; nobody may import metrics.
 var uses = map[string][]string{
 	".":                 {},
+	"accesslog":         {"internal/redact", "go.uber.org/zap", "go.uber.org/zap/zapcore"},
 	"balancer":          {"discovery"},
 	"breaker":           {},
 	"breaker/hystrixgo": {"breaker", "github.com/afex/hystrix-go/hystrix"},
 	"discovery":         {},
 	"discovery/consul":  {"discovery", "github.com/hashicorp/consul/api"},
-
-	"ratelimit": {},
+	"health":            {},
+	"jwtauth":           {},
+	"ratelimit":         {},
+	"recovery":          {"internal/redact", "go.uber.org/zap", "go.uber.org/zap/zapcore"},
 
 	"internal/memnet":  {},
+	"internal/redact":  {},
 	"internal/refusal": {},
 	"internal/rig":     {},
 }
