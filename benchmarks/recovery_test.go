@@ -102,4 +102,3 @@ func BenchmarkRecoveryPanicLogged(b *testing.B) {
 		})
 	}
 }
-

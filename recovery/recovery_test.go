@@ -21,12 +21,15 @@ import (
 func index(s []int, i int) int { return s[i] }
 
 func TestFramesStartWhereItPanicked(t *testing.T) {
-	var none *struct{ x int }
+	var (
+		none  *struct{ x int }
+		noMap map[string]int
+	)
 	for name, h := range map[string]func(){
 		"call":      func() { panic("boom") },
 		"index":     func() { index(nil, 3) },
 		"nil":       func() { none.x++ },
-		"map":       func() { map[string]int(nil)["a"] = 1 },
+		"map":       func() { noMap["a"] = 1 },
 		"repanic":   func() { defer func() { panic(recover()) }(); panic("boom") },
 		"interface": func() { _ = any(1).(string) },
 	} {
