@@ -107,8 +107,33 @@ func plainIP(remoteAddr string, h http.Header) (string, bool) {
 	if strings.IndexByte(host, '%') >= 0 {
 		return "", false
 	}
+	if isIPv4(host) {
+		return host, true
+	}
 	ip, err := netip.ParseAddr(host)
-	return host, err == nil && !ip.Is4In6()
+	return host, err == nil && ip.Is6() && !ip.Is4In6()
+}
+
+// isIPv4 is netip's answer for four plain numbers, in less time.
+func isIPv4(s string) bool {
+	dots, n, digits := 0, 0, 0
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c == '.':
+			if digits == 0 || dots == 3 {
+				return false
+			}
+			dots, n, digits = dots+1, 0, 0
+		case c < '0' || c > '9' || digits > 0 && n == 0: // no leading zero
+			return false
+		default:
+			if n = 10*n + int(c-'0'); n > 255 {
+				return false
+			}
+			digits++
+		}
+	}
+	return dots == 3 && digits > 0
 }
 
 // harmless reports whether nobody would read a client's address from the header name.

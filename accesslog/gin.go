@@ -122,7 +122,7 @@ func (lg *logger) write(c *gin.Context, e *entry, done bool) {
 	f := l.fields((*pooled)[:0])
 	defer func() { // also when add panics
 		ce.Write(f...)
-		clear(f[:cap(f)]) // strings of this request must not live on
+		clear(f) // strings of this request must not live on
 		*pooled = f
 		fieldPool.Put(pooled)
 	}()

@@ -53,35 +53,47 @@ func isPlain(s string) bool {
 
 // Query masks the values of secrets in a raw query, by the names that [Secret] knows. Order and encoding
 // of everything else stay as they are, and a query without secrets is returned as it is.
-func Query(raw string) string { return maskIn(raw, "&;", false) }
+func Query(raw string) string { return maskIn(raw, &inQuery) }
 
 // Text masks name=value pairs of secrets in free text, such as the URL within an error.
-func Text(s string) string { return maskIn(s, "&;?#,|{} \t\r\n\"'`<>()", true) }
+func Text(s string) string { return maskIn(s, &inText) }
 
-// maskIn masks between delims. With nested, the value of a pair that is no secret may hold another pair.
-func maskIn(s, delims string, nested bool) string {
+// What ends a pair. In free text = does too, for a value may hold another pair: x=token=abc.
+var (
+	inQuery = [256]bool{'&': true, ';': true}
+	inText  = [256]bool{
+		'&': true, ';': true, '?': true, '#': true, ',': true, '|': true, '{': true, '}': true, ' ': true,
+		'\t': true, '\r': true, '\n': true, '"': true, '\'': true, '`': true, '<': true, '>': true, '(': true,
+		')': true, '=': true,
+	}
+)
+
+func maskIn(s string, ends *[256]bool) string {
 	var b strings.Builder
-	done := 0 // of s, up to here it is in b
-	for i := 0; ; {
-		eq := strings.IndexByte(s[i:], '=')
-		if eq < 0 {
-			break
+	done, start := 0, 0 // of s: up to done it is in b, at start a name begins
+	for i := 0; i < len(s); i++ {
+		if s[i] != '=' {
+			if ends[s[i]] {
+				start = i + 1
+			}
+			continue
 		}
-		eq += i
-		start := i + strings.LastIndexAny(s[i:eq], delims) + 1
-		end := len(s)
-		if n := strings.IndexAny(s[eq:], delims); n >= 0 {
-			end = eq + n
+		name, value := s[start:i], i+1
+		start = value
+		if ends['='] && !Secret(name) {
+			continue
 		}
-		if end > eq+1 && Secret(s[start:eq]) {
-			b.WriteString(s[done : eq+1])
+		for i = value; i < len(s) && (!ends[s[i]] || s[i] == '='); i++ {
+		}
+		if i > value && Secret(name) {
+			if done == 0 {
+				b.Grow(len(s))
+			}
+			b.WriteString(s[done:value])
 			b.WriteString(mask)
-			done = end
+			done = i
 		}
-		i = end
-		if nested && done != end {
-			i = eq + 1
-		}
+		start = i + 1
 	}
 	if done == 0 {
 		return s
