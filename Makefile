@@ -43,7 +43,7 @@ race: ## Every test under the race detector, in random order, against real serve
 fuzz: ## Fuzz every target for FUZZTIME each
 	@grep -rlE --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r p; do \
 	  go test -list '^Fuzz' $$p | { grep '^Fuzz' || true; } | while read -r f; do \
-	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
+	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
 
 .PHONY: fmt
 fmt: ## Rewrite files to the house format
