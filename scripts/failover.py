@@ -16,7 +16,7 @@ def find(pattern, default=None):
 total = int(find(r"total=(\d+)", "0"))
 ok = int(find(r"ok=(\d+)", "0"))
 classes = find(r"fail classes: map\[(.*)\]", "")
-gets = sum(int(n) for n in re.findall(r"GET [^:]*(?::[^:\]]*)?:(\d+)", classes))
+gets = sum(int(n) for method, n in re.findall(r"(GET|POST) .*?:(\d+)(?= (?:GET|POST) |$)", classes) if method == "GET")
 failed = total - ok
 ledger = collections.Counter(tuple(line.split()[:2]) for line in open(work + "/ledger") if line.count(" ") >= 2)
 twice = collections.Counter(method for (_, method), n in ledger.items() if n > 1)

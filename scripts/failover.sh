@@ -5,7 +5,7 @@
 #   scripts/failover.sh OUT.json RUNS [FRONT...]     FRONT: highball highball-hedge nginx-seed nginx-tuned haproxy
 #
 # RIG is the folder with the prober, the servers and the proxies' configurations. LOCK, if set, is a file
-# that is locked during each run, so that nothing else is measured or built meanwhile.
+# that is locked during the runs, and LOCK.wanted is there meanwhile; GAP seconds are left between the faults.
 set -uo pipefail
 out=$(realpath "$1") runs=$2; shift 2
 fronts=${*:-highball highball-hedge nginx-seed nginx-tuned haproxy}
@@ -63,16 +63,26 @@ run() { # one front, one fault
   rm -rf "$work"
 }
 
-for run in $(seq "$runs"); do
-  for fault in kill drop hang soak dead term; do
-    for front in $fronts; do
-      case $front/$fault in */dead | */term) [ "$front" = highball ] || continue ;; esac
-      if [ -n "${LOCK:-}" ]; then
-        exec 9>"$LOCK"; flock -x 9; sleep 1; run 9>&-; flock -u 9
-      else
-        run
-      fi
-      tail -1 "$out"
-    done
+quietly() { # a command while nothing else is measured or built
+  if [ -z "${LOCK:-}" ]; then "$@"; return; fi
+  touch "$LOCK.wanted"
+  exec 9>"$LOCK"; flock -x 9
+  sleep 1; "$@" 9>&-
+  flock -u 9; rm -f "$LOCK.wanted"
+  sleep "${GAP:-0}"
+}
+
+all() { # one fault on every front
+  for front in $fronts; do
+    case $front/$fault in
+      */dead | */term) [ "$front" = highball ] || continue ;;
+      highball-hedge/kill | highball-hedge/soak) continue ;;
+    esac
+    run
+    tail -1 "$out"
   done
+}
+
+for run in $(seq "$runs"); do
+  for fault in kill drop hang soak dead term; do quietly all; done
 done
