@@ -42,7 +42,7 @@ func whole(f float64) bool { return math.Abs(f-math.Round(f)) <= f*1e-14 }
 
 // bucketOf is l in units of 1/scale ns.
 func bucketOf(l Limit, scale int64) bucket {
-	b := bucket{burst: int64(max(l.Burst, 0))}
+	b := bucket{burst: min(int64(max(l.Burst, 0)), frozen/4)}
 	ns := float64(time.Second) / l.Rate
 	switch {
 	case math.IsInf(l.Rate, 1):
