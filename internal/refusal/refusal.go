@@ -7,6 +7,9 @@ import (
 	"time"
 )
 
+// StatusClientClosedRequest is nginx's status for the log when the client went away before the answer.
+const StatusClientClosedRequest = 499
+
 // RetryAfter renders d as the delay-seconds of RFC 9110 section 10.2.3: whole seconds, rounded up, at
 // least 1.
 func RetryAfter(d time.Duration) string {
