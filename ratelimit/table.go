@@ -100,15 +100,17 @@ func (p place) take(b *bucket, now, n int64) (full int64, ok, found bool) {
 		if i < 0 || i >= ways {
 			return 0, false, false
 		}
-		old := s.full[i].Load()
-		if s.tag[i].Load() != p.tag {
-			continue // it lost its slot between the two
-		}
-		if full, ok = b.take(old, now, n); !ok || n == 0 {
-			return full, ok, true
-		}
-		if s.full[i].CompareAndSwap(old, full) {
-			return full, true, true
+		for {
+			old := s.full[i].Load()
+			if s.tag[i].Load() != p.tag {
+				break // it lost its slot between the two
+			}
+			if full, ok = b.take(old, now, n); !ok || n == 0 {
+				return full, ok, true
+			}
+			if s.full[i].CompareAndSwap(old, full) {
+				return full, true, true
+			}
 		}
 	}
 }
