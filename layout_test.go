@@ -26,8 +26,7 @@ var uses = map[string][]string{
 	"breaker/hystrixgo": {"breaker", "github.com/afex/hystrix-go/hystrix"},
 	"discovery":         {},
 	"discovery/consul":  {"discovery", "github.com/hashicorp/consul/api"},
-
-	"ratelimit": {},
+	"ratelimit":         {},
 
 	"internal/memnet":  {},
 	"internal/refusal": {},
