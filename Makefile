@@ -19,7 +19,7 @@ help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: servers tidy lint race ## All that CI runs, in the same order
+test: servers tidy lint race allocs ## All that CI runs, in the same order
 
 .PHONY: servers
 servers: ## Install or build the real servers that the tests start
@@ -36,6 +36,11 @@ lint: ## golangci-lint: vet, staticcheck, gofumpt and more
 .PHONY: race
 race: ## Every test under the race detector, in random order, against real servers
 	$(call each,$(CODE),HIGHBALL_SERVERS=required PATH="$(CURDIR)/.bin:$$PATH" go test -race -shuffle=on -timeout 20m ./...)
+
+.PHONY: allocs
+allocs: ## What the race detector would falsify (allocations), and each benchmark once
+	go test -run 'Alloc' ./...
+	cd benchmarks && PATH="$(CURDIR)/.bin:$$PATH" go test -run '^$$' -bench . -benchtime 1x ./... >/dev/null
 
 .PHONY: fmt
 fmt: ## Rewrite files to the house format
