@@ -19,7 +19,7 @@ help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: servers tidy lint race allocs ## All that CI runs, in the same order
+test: servers tidy lint race allocs demo ## All that CI runs, in the same order
 
 .PHONY: servers
 servers: ## Install or build the real servers that the tests start
@@ -41,6 +41,10 @@ race: ## Every test under the race detector, in random order, against real serve
 allocs: ## What the race detector would falsify (allocations), and each benchmark once
 	go test -run 'Alloc' ./...
 	cd benchmarks && PATH="$(CURDIR)/.bin:$$PATH" go test -run '^$$' -bench . -benchtime 1x ./... >/dev/null
+
+.PHONY: demo
+demo: ## The README's first command, on ports of its own
+	go run ./examples/quickstart -listen 127.0.0.1:18080
 
 .PHONY: fmt
 fmt: ## Rewrite files to the house format
