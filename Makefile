@@ -21,7 +21,7 @@ help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: servers tidy lint race fuzz ## All that CI runs, in the same order
+test: servers tidy lint race allocs fuzz demo ## All that CI runs, in the same order
 
 .PHONY: servers
 servers: ## Install or build the real servers that the tests start
@@ -44,6 +44,15 @@ fuzz: ## Fuzz every target for FUZZTIME each
 	@grep -rlE --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r p; do \
 	  go test -list '^Fuzz' $$p | { grep '^Fuzz' || true; } | while read -r f; do \
 	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
+
+.PHONY: allocs
+allocs: ## What the race detector would falsify (allocations), and each benchmark once
+	go test -run 'Alloc' ./...
+	cd benchmarks && PATH="$(CURDIR)/.bin:$$PATH" go test -run '^$$' -bench . -benchtime 1x ./... >/dev/null
+
+.PHONY: demo
+demo: ## The README's first command, on ports of its own
+	go run ./examples/quickstart -listen 127.0.0.1:18080
 
 .PHONY: fmt
 fmt: ## Rewrite files to the house format

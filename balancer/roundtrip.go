@@ -48,8 +48,7 @@ func (b *Balancer) RoundTrip(req *http.Request) (*http.Response, error) {
 // retried makes one try after the other.
 func retried(sel Selection, req *http.Request, repeatable bool) (*http.Response, error) {
 	s := sel.node.service
-	t := tries{s: s, ctx: req.Context()}
-	t.nodes = append(t.array[:0], sel.node)
+	var t *tries // made when the first try has failed
 	var perTry time.Duration
 	if repeatable {
 		perTry = s.b.o.Retry.PerTry
@@ -57,7 +56,7 @@ func retried(sel Selection, req *http.Request, repeatable bool) (*http.Response,
 	body := replay{req: req}
 	for {
 		stream, err := body.next()
-		if err != nil {
+		if err != nil { // of GetBody, for a retry
 			sel.done(Neutral, nil)
 			t.fail(sel, err)
 			return nil, t.error()
@@ -68,6 +67,9 @@ func retried(sel Selection, req *http.Request, repeatable bool) (*http.Response,
 		if why == nil {
 			body.close()
 			return resp, err
+		}
+		if t == nil {
+			t = newTries(req.Context(), sel)
 		}
 		t.fail(sel, why)
 		if repeatable || err != nil && unsent(err) && body.untouched() {

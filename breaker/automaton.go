@@ -64,7 +64,9 @@ func (b *Breaker) allowSlow(word uint64, t int64) (Permit, error) {
 	if forced == forcedOpen {
 		return b.refuse(t, b.o.SleepWindow)
 	}
-	if gate := b.gate.Load(); State(word&stateMask) != Closed && t <= gate && forced == 0 {
+	state, gate := State(word&stateMask), b.gate.Load()
+	shut := state != Closed && t <= gate
+	if shut && forced == 0 {
 		return b.refuse(t, time.Duration(gate-t))
 	}
 	if b.o.MaxConcurrentRequests <= 0 {
@@ -73,19 +75,20 @@ func (b *Breaker) allowSlow(word uint64, t int64) (Permit, error) {
 		return Permit{}, b.reject(t)
 	}
 	p := Permit{by: b, token: word >> 4 << tokenShift, start: t}
-	if State(word&stateMask) == Closed {
+	if state == Closed {
 		return p, nil
 	}
-	token, ok := b.probe(t)
-	switch {
-	case ok:
-		p.token = token
-	case forced == forcedShut:
-		p.token = countedOnly
-	default:
+	if !shut {
+		var ok bool
+		if p.token, ok = b.probe(t); ok {
+			return p, nil
+		}
+	}
+	if forced == 0 {
 		b.inflight.Add(-1)
 		return b.refuse(t, time.Duration(max(b.gate.Load(), t)-t))
 	}
+	p.token = countedOnly
 	return p, nil
 }
 
@@ -145,7 +148,7 @@ func (b *Breaker) count(at place, o Outcome, slow bool) {
 		what, pending = low+high, 1<<32+1
 	}
 	b.window.calls.add(at, what)
-	if (o != Success || slow) && b.bad.Load() != at.tick {
+	if (o != Success || slow) && b.bad.Load() < at.tick {
 		b.bad.Store(at.tick)
 	}
 	if slow {

@@ -288,12 +288,13 @@ func TestTooManyAtOnceAnswer503(t *testing.T) {
 }
 
 func TestTheMiddlewareDoesNotAllocateOnAHealthyRoute(t *testing.T) {
-	r := guarded(NewGroup(Options{}), func(*gin.Context) {})
-	bare := gin.New()
-	bare.GET("/x/:id", func(*gin.Context) {})
-	w, req := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/x/1", nil)
-	want := testing.AllocsPerRun(1000, func() { bare.ServeHTTP(w, req) })
-	if n := testing.AllocsPerRun(1000, func() { r.ServeHTTP(w, req) }); n > want {
-		t.Errorf("%v allocations, want %v as without it", n, want)
-	}
+	guard := Middleware(NewGroup(Options{}))
+	r := gin.New()
+	r.GET("/x/:id", func(c *gin.Context) {
+		// c counts its handlers in an int8: few runs
+		if n := testing.AllocsPerRun(50, func() { guard(c) }); n != 0 {
+			t.Errorf("%v allocations, want 0", n)
+		}
+	})
+	get(t.Context(), r, "/x/1")
 }

@@ -23,6 +23,7 @@ type bucket struct {
 	interval int64 // between two tokens, in units; 0: the bucket is always full
 	span     int64 // burst * interval
 	still    bool  // never refilled
+	window   time.Duration
 }
 
 // scaleFor is the scale that suits l.
@@ -41,7 +42,7 @@ func whole(f float64) bool { return math.Abs(f-math.Round(f)) <= f*1e-14 }
 
 // bucketOf is l in units of 1/scale ns.
 func bucketOf(l Limit, scale int64) bucket {
-	b := bucket{burst: int64(max(l.Burst, 0))}
+	b := bucket{burst: min(int64(max(l.Burst, 0)), frozen/4)}
 	ns := float64(time.Second) / l.Rate
 	switch {
 	case math.IsInf(l.Rate, 1):
@@ -56,11 +57,12 @@ func bucketOf(l Limit, scale int64) bucket {
 	}
 	b.interval = max(int64(math.Ceil(units)), 1)
 	b.span = b.burst * b.interval
+	b.window = time.Duration((b.span + scale - 1) / scale)
 	return b
 }
 
 // at is the instant of the bucket's own clock at t.
-func (b bucket) at(t int64) int64 {
+func (b *bucket) at(t int64) int64 {
 	if b.still {
 		return frozen
 	}
@@ -68,7 +70,7 @@ func (b bucket) at(t int64) int64 {
 }
 
 // take is the instant full after n of the tokens were taken at t, or ok is false and it is as it was.
-func (b bucket) take(full, t, n int64) (after int64, ok bool) {
+func (b *bucket) take(full, t, n int64) (after int64, ok bool) {
 	full = max(full, b.at(t))
 	if n > b.burst {
 		return full, false
@@ -80,7 +82,7 @@ func (b bucket) take(full, t, n int64) (after int64, ok bool) {
 }
 
 // give is full after n tokens were given back at t.
-func (b bucket) give(full, t, n int64) int64 {
+func (b *bucket) give(full, t, n int64) int64 {
 	n = min(n, b.burst)
 	return max(full-n*b.interval, b.at(t))
 }

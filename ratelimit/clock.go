@@ -86,6 +86,9 @@ func (c *clock) wait(units, parts int64) time.Duration {
 		}
 		units = int64(min(q, math.MaxInt64))
 	}
+	if c.scale == 1 {
+		return time.Duration(units)
+	}
 	d := units / c.scale
 	if units%c.scale != 0 {
 		d++

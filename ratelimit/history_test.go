@@ -10,6 +10,12 @@ import (
 	"unsafe"
 )
 
+// allow is what a caller is told whose clock reads t, in units.
+func (l *Local) allow(t int64, key string, n int) (d Decision) {
+	l.decide(&d, t, key, n)
+	return d
+}
+
 // An admission is one entry of a history: n tokens, by a caller whose clock read at.
 type admission struct {
 	at, n int64
@@ -122,7 +128,7 @@ func TestIdleKeysLeaveWithoutLoss(t *testing.T) {
 
 func TestAFloodOfKeysGrowsNothingAndExpectedKeysAreUnhurt(t *testing.T) {
 	l := New(PerSecond(1, 10), Options{Keys: 1000})
-	before := cap(l.table.slots)
+	before := cap(l.table.sets)
 	for i := range 1000 {
 		if d := l.allow(0, fmt.Sprint("expected", i), 1); d.Remaining != 9 {
 			t.Fatalf("key %d of those expected: %+v, want a full bucket", i, d)
@@ -134,8 +140,8 @@ func TestAFloodOfKeysGrowsNothingAndExpectedKeysAreUnhurt(t *testing.T) {
 			refused++
 		}
 	}
-	if cap(l.table.slots) != before || refused == 0 {
-		t.Errorf("%d slots, want %d; %d refused, want some", cap(l.table.slots), before, refused)
+	if cap(l.table.sets) != before || refused == 0 {
+		t.Errorf("%d sets, want %d; %d refused, want some", cap(l.table.sets), before, refused)
 	}
 	later := 10 * l.bucket.interval
 	if d := l.allow(later, "new", 1); d.Remaining != 9 {
@@ -145,7 +151,7 @@ func TestAFloodOfKeysGrowsNothingAndExpectedKeysAreUnhurt(t *testing.T) {
 
 func TestMemoryPerKey(t *testing.T) {
 	l := New(PerSecond(1, 10), Options{Keys: 1_000_000})
-	bytes := uintptr(len(l.table.slots))*unsafe.Sizeof(slot{}) + uintptr(len(l.table.shards))*unsafe.Sizeof(shard{})
+	bytes := uintptr(len(l.table.sets))*unsafe.Sizeof(set{}) + uintptr(len(l.table.shards))*unsafe.Sizeof(shard{})
 	if per := float64(bytes) / 1e6; per > 40 {
 		t.Errorf("%.1f bytes a key, want at most 40", per)
 	}
@@ -153,7 +159,7 @@ func TestMemoryPerKey(t *testing.T) {
 
 func TestCallersWithLateClocksFindNoForgottenKeyFresh(t *testing.T) {
 	l := New(PerSecond(1, 1), Options{Keys: 1})
-	slots := len(l.table.slots)
+	slots := len(l.table.sets) * ways
 	if !l.allow(0, "a", 1).Allowed {
 		t.Fatal("the first was refused")
 	}

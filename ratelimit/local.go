@@ -54,8 +54,8 @@ func New(l Limit, o Options) *Local {
 }
 
 // AllowN takes n tokens of key, or none if there are too few. It never fails, and does not look at ctx.
-func (l *Local) AllowN(_ context.Context, key string, n int) (Decision, error) {
-	d := l.allow(l.clock.real(), key, n)
+func (l *Local) AllowN(_ context.Context, key string, n int) (d Decision, _ error) {
+	l.decide(&d, l.clock.real(), key, n)
 	if !d.Allowed && l.o.OnDeny != nil {
 		l.o.OnDeny(key, d)
 	}
@@ -65,23 +65,35 @@ func (l *Local) AllowN(_ context.Context, key string, n int) (Decision, error) {
 // Refund gives back n tokens taken for key, never above its Burst.
 func (l *Local) Refund(key string, n int) { l.refund(l.clock.real(), key, n) }
 
-// allow decides at the real time t, in units.
-func (l *Local) allow(t int64, key string, n int) Decision {
-	b := l.bucketFor(key)
-	now, parts := l.clock.shown(t)
-	d := Decision{Limit: int(b.burst), Source: "local"}
+// decide fills in d at the real time t, in units.
+func (l *Local) decide(d *Decision, t int64, key string, n int) {
+	b := &l.bucket
+	if l.o.LimitFor != nil {
+		own := l.bucketFor(key)
+		b = &own
+	}
+	now, parts := max(t, 0), int64(fullPace)
+	if l.clock.admission != nil {
+		now, parts = l.clock.shown(t)
+	}
+	d.Limit, d.Source = int(b.burst), "local"
 	tokens := int64(max(n, 0))
 	if b.interval == 0 {
 		d.Remaining, d.Allowed = d.Limit, tokens <= b.burst
 		if !d.Allowed {
 			d.RetryAfter = never
 		}
-		return d
+		return
 	}
-	full, now, ok := l.table.take(l.hash(key), b, now, min(tokens, b.burst+1))
+	hash, asked := l.hash(key), min(tokens, b.burst+1)
+	place := l.table.find(hash)
+	full, ok, found := place.take(b, now, asked)
+	if !found {
+		full, now, ok = l.table.takeNew(hash, place, b, now, asked)
+	}
 	d.Allowed = ok || tokens == 0
 	owed := max(full-b.at(now), 0)
-	l.explain(&d, b, owed, parts)
+	l.explain(d, b, owed, parts)
 	switch {
 	case d.Allowed:
 	case b.still || tokens > b.burst:
@@ -89,15 +101,14 @@ func (l *Local) allow(t int64, key string, n int) Decision {
 	default:
 		d.RetryAfter = l.clock.wait(owed+tokens*b.interval-b.span, parts)
 	}
-	return d
 }
 
 // explain fills in what a bucket holds that lacks owed.
-func (l *Local) explain(d *Decision, b bucket, owed, parts int64) {
+func (l *Local) explain(d *Decision, b *bucket, owed, parts int64) {
 	d.Remaining = int(max(b.span-owed, 0) / b.interval)
 	if !b.still {
 		d.ResetAfter = l.clock.wait(owed, parts)
-		d.Window = l.clock.wait(b.span, fullPace)
+		d.Window = b.window
 	} else if owed > 0 {
 		d.ResetAfter = never
 	}
@@ -109,7 +120,7 @@ func (l *Local) refund(t int64, key string, n int) {
 		return
 	}
 	now, _ := l.clock.shown(t)
-	l.table.give(l.hash(key), b, now, int64(n))
+	l.table.find(l.hash(key)).give(&b, now, int64(n))
 }
 
 func (l *Local) bucketFor(key string) bucket {
@@ -121,8 +132,7 @@ func (l *Local) bucketFor(key string) bucket {
 	return l.bucket
 }
 
-// hash is never 0, which is no key.
-func (l *Local) hash(key string) uint64 { return max(maphash.String(l.seed, key), 1) }
+func (l *Local) hash(key string) uint64 { return maphash.String(l.seed, key) }
 
 var _ interface {
 	Limiter

@@ -107,6 +107,8 @@ func TestWhatCanNeverBeAdmittedSaysSo(t *testing.T) {
 		{"infinite, more than burst", PerSecond(math.Inf(1), 5), 6, false, 5, -1},
 		{"look", PerSecond(1, 5), 0, true, 5, 0},
 		{"negative n", PerSecond(1, 5), -7, true, 5, 0},
+		{"largest burst", PerSecond(1, math.MaxInt), 1 << 40, true, 1<<60 - 1<<40, 0},
+		{"largest burst, never refilled", PerSecond(0, math.MaxInt), math.MaxInt, false, 1 << 60, -1},
 		{"very fast", PerSecond(1e300, 5), 5, true, 0, 0},
 		{"very slow", PerSecond(1e-300, 5), 5, true, 0, 0},
 	} {

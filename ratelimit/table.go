@@ -8,30 +8,40 @@ import (
 )
 
 const (
-	ways      = 8   // slots per set
+	ways      = 5   // slots per set
 	maxShards = 256 // a power of two
 	minSets   = 16  // per shard, before there is a second one
 	golden    = 0x9e3779b97f4a7c15
 )
 
-// A table keeps one instant per key, by the 64-bit hash of the key, in memory that never grows. A key may
-// be in either of two sets of eight slots, which fills evenly (Azar et al., "Balanced Allocations", STOC
-// 1994): at half the slots in use, none is missing.
+// A table keeps one instant per key in memory that never grows. It knows a key by a 64-bit hash: half of it
+// is stored, the rest says in which two sets of five slots it may be. The emptier one is taken, so that
+// the sets fill evenly (Azar et al., "Balanced Allocations", STOC 1994): with two keys per set, none is
+// without a slot. That two of a million keys share a bucket has a chance of one in a thousand.
 //
 // A key that is there is found and changed without a lock. A new one takes a slot whose instant has
 // passed, for its key is as good as never seen, in the set that has more of them. When there is none, the key that will be full first loses
 // its slot, and the new key begins with the debt of those around it instead of a full bucket: whoever
 // comes back owes at least what it did.
 type table struct {
-	slots  []slot
-	sets   uint64 // per shard
+	sets   []set
+	per    uint64 // sets per shard
+	mask   uint64 // shards - 1
 	shards []shard
 }
 
-// A slot is free or has lost its key while hash is 0. It is read full first, then hash: see [shard.add].
-type slot struct {
-	hash atomic.Uint64
-	full atomic.Int64
+// A set is one line of the processor's cache. A slot is free, or has lost its key, while its tag is 0. It
+// is read full first, then tag: see [shard.add].
+type set struct {
+	tag  [ways]atomic.Uint32
+	_    uint32
+	full [ways]atomic.Int64
+}
+
+// A place is where a key may be.
+type place struct {
+	one, two *set
+	tag      uint32
 }
 
 type shard struct {
@@ -41,110 +51,116 @@ type shard struct {
 	_    [40]byte
 }
 
-// newTable has two slots for each of the keys.
+// newTable has a set for every two keys.
 func newTable(keys int) *table {
-	sets := (uint64(keys)*2 + ways - 1) / ways
+	sets := (uint64(keys) + 1) / 2
 	shards := uint64(1)
 	for shards < maxShards && sets/(shards*2) >= minSets {
 		shards *= 2
 	}
-	perShard := max((sets+shards-1)/shards, 2)
-	return &table{
-		slots:  make([]slot, shards*perShard*ways),
-		sets:   perShard,
-		shards: make([]shard, shards),
-	}
+	per := max((sets+shards-1)/shards, 2)
+	return &table{sets: make([]set, shards*per), per: per, mask: shards - 1, shards: make([]shard, shards)}
 }
 
-// find returns the shard of hash, and its two sets there.
-func (t *table) find(hash uint64) (sh *shard, one, two []slot) {
-	i := hash & uint64(len(t.shards)-1)
-	a, _ := bits.Mul64(hash, t.sets)
-	b, _ := bits.Mul64(bits.RotateLeft64(hash, 32)*golden, t.sets)
+// find returns the place of hash: two sets of its shard.
+func (t *table) find(hash uint64) place {
+	a, _ := bits.Mul64(hash, t.per)
+	b, _ := bits.Mul64(hash*golden, t.per)
 	if a == b {
-		b = (b + 1) % t.sets
-	}
-	base := i * t.sets
-	return &t.shards[i], t.set(base + a), t.set(base + b)
-}
-
-func (t *table) set(i uint64) []slot { return t.slots[i*ways : i*ways+ways : i*ways+ways] }
-
-// slotOf is the slot of hash, or nil.
-func slotOf(one, two []slot, hash uint64) *slot {
-	for i := range one {
-		if one[i].hash.Load() == hash {
-			return &one[i]
+		if b++; b == t.per {
+			b = 0
 		}
 	}
-	for i := range two {
-		if two[i].hash.Load() == hash {
-			return &two[i]
-		}
-	}
-	return nil
+	base := hash & t.mask * t.per
+	return place{&t.sets[base+a], &t.sets[base+b], max(uint32(hash>>8), 1)}
 }
 
-// change takes n tokens of hash's bucket b, or gives them back, if there is a slot for it.
-func (t *table) change(hash uint64, b bucket, now, n int64, give bool) (full int64, ok, found bool) {
-	_, one, two := t.find(hash)
+// search returns the slot of the key at p, or -1. It looks at both sets at once, so that the processor
+// waits for memory once.
+func (p place) search() (*set, int) {
+	found := -1
+	for i := range ways {
+		if p.one.tag[i].Load() == p.tag {
+			found = i
+		}
+		if p.two.tag[i].Load() == p.tag {
+			found = i + ways
+		}
+	}
+	if found >= ways {
+		return p.two, found - ways
+	}
+	return p.one, found
+}
+
+// take takes n tokens of the bucket b at p, if there is a slot for it.
+func (p place) take(b *bucket, now, n int64) (full int64, ok, found bool) {
 	for {
-		s := slotOf(one, two, hash)
-		if s == nil {
+		s, i := p.search()
+		if i < 0 || i >= ways {
 			return 0, false, false
 		}
-		old := s.full.Load()
-		if s.hash.Load() != hash {
-			continue // it lost its slot between the two
-		}
-		if give {
-			full, ok = b.give(old, now, n), true
-			if full >= old {
-				return old, true, true
+		for {
+			old := s.full[i].Load()
+			if s.tag[i].Load() != p.tag {
+				break // it lost its slot between the two
 			}
-		} else if full, ok = b.take(old, now, n); !ok || n == 0 {
-			return full, ok, true
-		}
-		if s.full.CompareAndSwap(old, full) {
-			return full, ok, true
+			if full, ok = b.take(old, now, n); !ok || n == 0 {
+				return full, ok, true
+			}
+			if s.full[i].CompareAndSwap(old, full) {
+				return full, true, true
+			}
 		}
 	}
 }
 
-// take takes n tokens of hash's bucket b. full is the instant afterwards, and at the time that counted.
-func (t *table) take(hash uint64, b bucket, now, n int64) (full, at int64, ok bool) {
-	full, ok, found := t.change(hash, b, now, n, false)
-	if found {
-		return full, now, ok
+// give gives back n tokens to the bucket b at p. A key without a slot has a full one.
+func (p place) give(b *bucket, now, n int64) {
+	for {
+		s, i := p.search()
+		if i < 0 {
+			return
+		}
+		old := s.full[i].Load()
+		if s.tag[i].Load() != p.tag {
+			continue
+		}
+		if full := b.give(old, now, n); full >= old || s.full[i].CompareAndSwap(old, full) {
+			return
+		}
 	}
-	sh, one, two := t.find(hash)
+}
+
+// takeNew is take for a key that has no slot, as far as the caller saw. full is the instant afterwards, at
+// the time that counted.
+func (t *table) takeNew(hash uint64, p place, b *bucket, now, n int64) (full, at int64, ok bool) {
+	sh := &t.shards[hash&t.mask]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	for {
-		if full, ok, found = t.change(hash, b, now, n, false); found {
+		full, ok, found := p.take(b, now, n)
+		if found {
 			return full, now, ok
 		}
 		sh.now = max(sh.now, now)
 		now = sh.now
-		full, ok, again := sh.add(one, two, hash, b, now, n)
+		full, ok, again := sh.add(p, b, now, n)
 		if !again {
 			return full, now, ok
 		}
 	}
 }
 
-// give gives back n tokens to hash's bucket b.
-func (t *table) give(hash uint64, b bucket, now, n int64) { t.change(hash, b, now, n, true) }
-
 // add is take for a key without a slot. Whoever changes a slot without the lock has loaded full before it
-// saw its key's hash there; here the hash goes first, and full changes only from what was seen. So either
+// saw its key's tag there; here the tag goes first, and full changes only from what was seen. So either
 // that change is made first, and the slot is left to its key, or it fails.
-func (sh *shard) add(one, two []slot, hash uint64, b bucket, now, n int64) (full int64, ok, again bool) {
-	first, second := look(one, now), look(two, now)
+func (sh *shard) add(p place, b *bucket, now, n int64) (full int64, ok, again bool) {
+	first, second := look(p.one, now), look(p.two, now)
 	if second.free > first.free || first.free == 0 && second.full < first.full {
 		first, second = second, first
 	}
-	victim, old := first.slot, first.full
+	victim, i, old := first.set, first.i, first.full
 	start := int64(0)
 	if old > now || sh.debt > now { // it may be one of those that lost their slot
 		start = max(old, second.full)
@@ -153,13 +169,13 @@ func (sh *shard) add(one, two []slot, hash uint64, b bucket, now, n int64) (full
 	if !ok || n == 0 {
 		return full, ok, false
 	}
-	was := victim.hash.Load()
-	victim.hash.Store(0)
-	if !victim.full.CompareAndSwap(old, full) {
-		victim.hash.Store(was)
+	was := victim.tag[i].Load()
+	victim.tag[i].Store(0)
+	if !victim.full[i].CompareAndSwap(old, full) {
+		victim.tag[i].Store(was)
 		return 0, false, true
 	}
-	victim.hash.Store(hash)
+	victim.tag[i].Store(p.tag)
 	if old > now {
 		sh.debt = max(sh.debt, old)
 	}
@@ -168,20 +184,21 @@ func (sh *shard) add(one, two []slot, hash uint64, b bucket, now, n int64) (full
 
 // A view is what a new key sees of a set.
 type view struct {
-	*slot       // whose bucket will be full first, or is so
-	full  int64 // its instant
-	free  int   // slots whose instant has passed
+	*set
+	i    int   // slot whose bucket will be full first, or is so
+	full int64 // its instant
+	free int   // slots whose instant has passed
 }
 
-func look(set []slot, now int64) view {
-	v := view{slot: &set[0], full: math.MaxInt64}
-	for i := range set {
-		full := set[i].full.Load()
+func look(s *set, now int64) view {
+	v := view{set: s, full: math.MaxInt64}
+	for i := range s.full {
+		full := s.full[i].Load()
 		if full <= now {
 			v.free++
 		}
 		if full < v.full {
-			v.slot, v.full = &set[i], full
+			v.i, v.full = i, full
 		}
 	}
 	return v

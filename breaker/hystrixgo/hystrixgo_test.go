@@ -54,11 +54,7 @@ func open(t *testing.T, c *Circuits, name string) breaker.Permit {
 	for range 20 {
 		acquire(t, c, name).Done(breaker.Failure)
 	}
-	eventually(t, "opening", func() bool {
-		p, err := c.Acquire(name)
-		p.Done(breaker.Neutral)
-		return errors.Is(err, breaker.ErrOpen)
-	})
+	eventually(t, "opening", circuit(t, name).IsOpen)
 	return early
 }
 
@@ -101,14 +97,7 @@ func TestAProbeClosesTheCircuitAndNothingReopensIt(t *testing.T) {
 	for range 10 { // in hystrix-go short-circuits that were reported reopen it
 		c := New(hystrix.CommandConfig{SleepWindow: 20})
 		name := fresh(t)
-		for range 20 {
-			acquire(t, c, name).Done(breaker.Failure)
-		}
-		eventually(t, "opening", func() bool {
-			p, err := c.Acquire(name)
-			p.Done(breaker.Neutral)
-			return errors.Is(err, breaker.ErrOpen)
-		})
+		open(t, c, name).Done(breaker.Neutral)
 		for range 100 {
 			p, _ := c.Acquire(name)
 			p.Done(breaker.Neutral)

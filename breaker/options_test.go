@@ -1,0 +1,247 @@
+package breaker
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestTooManyAtOnceIsAFailureOfTheCircuit(t *testing.T) {
+	b := New("x", Options{MaxConcurrentRequests: 2, RequestVolumeThreshold: 5})
+	one, two := allow(t, b), allow(t, b)
+	for range 4 {
+		if _, err := b.Allow(); !errors.Is(err, ErrMaxConcurrency) {
+			t.Fatalf("Allow = %v, want ErrMaxConcurrency", err)
+		}
+	}
+	one.Done(Success)
+	if s := b.Snapshot(); s.Rejected != 4 || s.Errors != 4 || s.Total != 5 || s.InFlight != 1 {
+		t.Errorf("Rejected, Errors, Total, InFlight = %d, %d, %d, %d; want 4, 4, 5, 1", s.Rejected, s.Errors, s.Total, s.InFlight)
+	}
+	wantState(t, b, Open)
+	two.Done(Success)
+}
+
+func TestNeverMoreAtOnceThanAllowed(t *testing.T) {
+	b := New("x", Options{MaxConcurrentRequests: 3, ErrorPercentThreshold: 101})
+	var running, most, refused atomic.Int64
+	var callers sync.WaitGroup
+	for range 16 {
+		callers.Go(func() {
+			for range 2000 {
+				p, err := b.Allow()
+				if err != nil {
+					refused.Add(1)
+					continue
+				}
+				n := running.Add(1)
+				for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+				}
+				running.Add(-1)
+				p.Done(Success)
+			}
+		})
+	}
+	callers.Wait()
+	if most.Load() > 3 || b.Snapshot().InFlight != 0 {
+		t.Errorf("%d at once, %d left in flight; want at most 3 and 0", most.Load(), b.Snapshot().InFlight)
+	}
+}
+
+func TestSlowCallsOpenTheCircuit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := New("x", Options{SlowCall: time.Second, RequestVolumeThreshold: 4})
+		slow := func(d time.Duration) {
+			p := allow(t, b)
+			time.Sleep(d)
+			p.Done(Success)
+		}
+		slow(0)
+		slow(time.Second) // not slower than SlowCall
+		slow(time.Second + 1)
+		wantState(t, b, Closed)
+		slow(2 * time.Second)
+		wantState(t, b, Open)
+		if s := b.Snapshot(); s.Slow != 2 || s.Errors != 0 || s.Reason != "slow" {
+			t.Errorf("Slow, Errors, Reason = %d, %d, %q; want 2, 0, slow", s.Slow, s.Errors, s.Reason)
+		}
+		time.Sleep(5*time.Second + 1)
+		slow(2 * time.Second)
+		wantState(t, b, Open) // a slow probe is a failed one
+		time.Sleep(5*time.Second + 1)
+		slow(time.Second)
+		wantState(t, b, Closed)
+	})
+}
+
+func TestACallThatOverranItsTimeoutIsATimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := New("x", Options{Timeout: time.Second})
+		for _, o := range []Outcome{Success, Failure, Neutral} {
+			p := allow(t, b)
+			time.Sleep(time.Second)
+			p.Done(o)
+		}
+		if s := b.Snapshot(); s.Timeouts != 2 || s.Errors != 2 || s.Total != 2 {
+			t.Errorf("Timeouts, Errors, Total = %d, %d, %d; want 2, 2, 2", s.Timeouts, s.Errors, s.Total)
+		}
+	})
+}
+
+func TestForcedStates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := New("x", Options{})
+		b.ForceOpen()
+		var open *OpenError
+		if _, err := b.Allow(); !errors.As(err, &open) || open.RetryAfter != 5*time.Second {
+			t.Errorf("Allow under ForceOpen = %v, want an OpenError with the SleepWindow", err)
+		}
+		if s := b.Snapshot(); s.State != Open || s.Forced != "open" || !s.OpenUntil.IsZero() {
+			t.Errorf("Snapshot = %+v, want forced open", s)
+		}
+		time.Sleep(time.Hour)
+		if call(b, Success) {
+			t.Error("ForceOpen ended by itself")
+		}
+		b.Auto()
+		wantState(t, b, Closed)
+
+		b.ForceClosed()
+		calls(b, 100, Failure)
+		if s := b.Snapshot(); s.State != Closed || s.Forced != "closed" || s.Total != 100 {
+			t.Errorf("Snapshot = %+v, want forced closed with 100 calls counted", s)
+		}
+		b.Auto()
+		wantState(t, b, Open) // it opened beneath
+		b.ForceClosed()
+		if !call(b, Failure) {
+			t.Error("refused under ForceClosed")
+		}
+		time.Sleep(5*time.Second + 1)
+		call(b, Success) // the probe that there would have been
+		b.Auto()
+		wantState(t, b, Closed)
+	})
+}
+
+func TestForcingAnOpenCircuitKeepsItsSleepWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := opened(Options{})
+		b.ForceClosed()
+		time.Sleep(3 * time.Second)
+		b.Auto()
+		var open *OpenError
+		if _, err := b.Allow(); !errors.As(err, &open) || open.RetryAfter != 2*time.Second {
+			t.Errorf("Allow = %v, want an OpenError with 2s", err)
+		}
+	})
+}
+
+func TestOnChangeIsToldInOrderWithNoLockHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b *Breaker
+		var seen []string
+		b = New("x", Options{OnChange: func(c Change) {
+			seen = append(seen, fmt.Sprintf("%v>%v %d/%d", c.From, c.To, c.Snapshot.Errors, c.Snapshot.Total))
+			if c.Snapshot.State != c.To || c.Name != "x" {
+				t.Errorf("Change = %+v, want a snapshot after it", c)
+			}
+			b.Snapshot() // in gobreaker this deadlocks
+			if c.To == Open && len(seen) == 1 {
+				b.ForceClosed() // a change within a change is told after it
+				b.Auto()
+			}
+		}})
+		calls(b, 20, Failure)
+		time.Sleep(5*time.Second + 1)
+		call(b, Success)
+		want := []string{
+			"closed>open 20/20", "open>closed 20/20", "closed>open 20/20",
+			"open>half-open 20/20", "half-open>closed 0/0",
+		}
+		if !slices.Equal(seen, want) {
+			t.Errorf("changes:\n%s\nwant:\n%s", strings.Join(seen, "\n"), strings.Join(want, "\n"))
+		}
+	})
+}
+
+func TestAHookThatPanicsCorruptsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := 0
+		b := New("x", Options{OnChange: func(Change) {
+			told++
+			panic("hook")
+		}})
+		calls(b, 19, Failure)
+		func() {
+			defer func() {
+				if v := recover(); v != "hook" {
+					t.Errorf("recovered %v, want the hook's panic", v)
+				}
+			}()
+			call(b, Failure)
+		}()
+		wantState(t, b, Open)
+		time.Sleep(5*time.Second + 1)
+		func() {
+			defer func() { _ = recover() }()
+			_, _ = b.Allow()
+		}()
+		if told != 2 {
+			t.Errorf("told %d times, want 2", told)
+		}
+		if s := b.Snapshot(); s.State != HalfOpen {
+			t.Errorf("State = %v, want half-open", s.State)
+		}
+	})
+}
+
+func TestChangesAreToldInOrderUnderLoad(t *testing.T) {
+	var mu sync.Mutex
+	var seen []Change
+	b := New("x", Options{
+		RequestVolumeThreshold: 1, SleepWindow: 1, ProbeLease: time.Minute,
+		OnChange: func(c Change) {
+			mu.Lock()
+			defer mu.Unlock()
+			seen = append(seen, c)
+		},
+	})
+	var callers sync.WaitGroup
+	for i := range 8 {
+		callers.Go(func() {
+			for j := range 2000 {
+				call(b, Outcome((i+j)%2))
+			}
+		})
+	}
+	callers.Wait()
+	if len(seen) < 10 {
+		t.Fatalf("only %d changes", len(seen))
+	}
+	for i := 1; i < len(seen); i++ {
+		if seen[i].From != seen[i-1].To {
+			t.Fatalf("change %d is %v>%v after %v>%v", i, seen[i].From, seen[i].To, seen[i-1].From, seen[i-1].To)
+		}
+	}
+	if got := b.State(); got != seen[len(seen)-1].To || b.Snapshot().InFlight != 0 {
+		t.Errorf("ended %v with %d in flight, last told %v", got, b.Snapshot().InFlight, seen[len(seen)-1].To)
+	}
+}
+
+func TestAllowAndDoneDoNotAllocate(t *testing.T) {
+	for name, o := range map[string]Options{
+		"plain": {}, "all": {SlowCall: time.Minute, Timeout: time.Minute, MaxConcurrentRequests: 10, Peers: &peers{}},
+	} {
+		b := New("x", o)
+		if n := testing.AllocsPerRun(1000, func() { call(b, Success) }); n != 0 {
+			t.Errorf("%s: %v allocations, want 0", name, n)
+		}
+	}
+}
