@@ -393,7 +393,7 @@ func TestDisabledLevelIsNotLogged(t *testing.T) {
 	}
 }
 
-func TestHijackAndFlushStillWork(t *testing.T) {
+func TestHijackedConnectionHasItsLine(t *testing.T) {
 	r, logs := engine(func(c *gin.Context) {
 		conn, _, err := c.Writer.Hijack()
 		if err != nil {
@@ -403,12 +403,17 @@ func TestHijackAndFlushStillWork(t *testing.T) {
 		fmt.Fprint(conn, "HTTP/1.1 204 No Content\r\n\r\n")
 		conn.Close()
 	})
-	s := httptest.NewServer(r)
+	served := make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		defer close(served)
+		r.ServeHTTP(w, req)
+	}))
+	defer s.Close()
 	resp, err := http.Get(s.URL + "/x/1")
 	if err != nil || resp.StatusCode != http.StatusNoContent {
 		t.Errorf("answer = %v, %v", resp, err)
 	}
-	s.Close()
+	<-served
 	one(t, logs)
 }
 
