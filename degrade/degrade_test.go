@@ -164,8 +164,13 @@ func TestErrorRateNeedsMoreThanItsShareOfEnoughRequests(t *testing.T) {
 		requests, failed, least int
 		want                    bool
 	}{
-		{100, 10, 0, false}, {100, 11, 0, true}, {1, 1, 0, false}, {19, 19, 0, false}, {20, 20, 0, true},
-		{1, 1, 1, true}, {99, 99, 100, false},
+		{100, 10, 0, false},
+		{100, 11, 0, true},
+		{1, 1, 0, false},
+		{19, 19, 0, false},
+		{20, 20, 0, true},
+		{1, 1, 1, true},
+		{99, 99, 100, false},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			d := start(t, Options{Rules: []Rule{ErrorRate(0.1, 0, 60, 100)}, MinRequests: tc.least})
@@ -363,7 +368,10 @@ func TestBadRulesAndOptionsHaveTheirMeaning(t *testing.T) {
 		var on dial
 		on.set(1)
 		d := start(t, Options{Threshold: math.NaN(), Recover: -1, Rules: []Rule{
-			{}, {Value: on.value, Score: math.NaN(), For: -1}, {Value: on.value, Score: -5}, {Value: on.value, Score: 60},
+			{},
+			{Value: on.value, Score: math.NaN(), For: -1},
+			{Value: on.value, Score: -5},
+			{Value: on.value, Score: 60},
 			{Value: on.value, Score: 70},
 		}})
 		wait(pace)

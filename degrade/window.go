@@ -99,7 +99,7 @@ func (w *window) add(at time.Duration, s sample) {
 	if b.number != number {
 		*b = bucket{number: number}
 	}
-	b.sample.add(s)
+	b.add(s)
 }
 
 // sum is of the buckets that began within the span that ends now.
