@@ -110,3 +110,33 @@ func TestTheRuleIsNotEmpty(t *testing.T) {
 		t.Error("what the house is built on is forbidden")
 	}
 }
+
+// TestTheBalancerNeedsNothingButTheStandardLibrary but for its gin.go: whoever has another framework, or
+// none, can take it as it is.
+func TestTheBalancerNeedsNothingButTheStandardLibrary(t *testing.T) {
+	seen := make(map[string]bool)
+	var visit func(pkg string)
+	visit = func(pkg string) {
+		if seen[pkg] {
+			return
+		}
+		seen[pkg] = true
+		files, err := fs.Glob(os.DirFS("."), pkg+"/*.go")
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s has no files: %v", pkg, err)
+		}
+		for _, name := range files {
+			if strings.HasSuffix(name, "_test.go") || path.Base(name) == "gin.go" {
+				continue
+			}
+			for _, imp := range imports(t, os.DirFS("."), name) {
+				if sibling, ok := strings.CutPrefix(imp, module+"/"); ok {
+					visit(sibling)
+				} else if host, _, _ := strings.Cut(imp, "/"); strings.Contains(host, ".") {
+					t.Errorf("%s imports %s", name, imp)
+				}
+			}
+		}
+	}
+	visit("balancer")
+}

@@ -88,7 +88,11 @@ func run(c config) error {
 	case <-ctx.Done():
 		end, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		return server.Shutdown(end)
+		err := server.Shutdown(end)
+		for _, s := range lb.Status(c.service) {
+			log.Printf("%s had %d calls, %d of them failed", s.Addr, s.Requests, s.Failures)
+		}
+		return err
 	}
 }
 
