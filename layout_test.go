@@ -20,13 +20,14 @@ const (
 // uses lists what each package may import besides the standard library and, in files named gin.go, gin
 // and internal/refusal. Examples may import anything; nobody may import metrics.
 var uses = map[string][]string{
-	".":                 {},
-	"balancer":          {"discovery"},
-	"breaker":           {},
-	"breaker/hystrixgo": {"breaker", "github.com/afex/hystrix-go/hystrix"},
-	"discovery":         {},
-	"discovery/consul":  {"discovery", "github.com/hashicorp/consul/api"},
-	"ratelimit":         {},
+	".":                    {},
+	"balancer":             {"discovery"},
+	"breaker":              {},
+	"breaker/hystrixgo":    {"breaker", "github.com/afex/hystrix-go/hystrix"},
+	"discovery":            {},
+	"discovery/consul":     {"discovery", "github.com/hashicorp/consul/api"},
+	"ratelimit":            {},
+	"ratelimit/redislimit": {"ratelimit", "github.com/redis/go-redis/v9"},
 
 	"internal/memnet":  {},
 	"internal/refusal": {},

@@ -1,0 +1,101 @@
+package redislimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// take is the whole of the decision. What is stored is what the bucket lacks in units, when that was in
+// microseconds of Redis' clock, and how many units a microsecond has. A clock that is set back refills
+// nothing once; one that is set forward refills a bucket too early, as Redis expires keys too early then.
+var take = redis.NewScript(`
+local interval, burst, scale, parts = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local need, want, back, keep = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local left, size, born = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local owed, write = 0, false
+
+-- Of a lease that ends as much has died as the bucket has refilled since.
+left = math.min(left, size - math.ceil((now - born) * scale / interval))
+back = back + math.max(left, 0)
+
+local stored = redis.call('GET', KEYS[1])
+if stored then
+  local was, at, unit = string.match(stored, '^(%d+) (%d+) (%d+)$')
+  if not was then
+    return redis.error_reply('ERR redislimit: the key holds something else')
+  end
+  owed, at, unit = tonumber(was), tonumber(at), tonumber(unit)
+  if unit ~= scale then
+    owed = math.ceil(owed * scale / unit)
+  end
+  if now > at then
+    owed = owed - math.floor((now - at) * scale * parts / 1024)
+  end
+  write = now < at
+end
+owed = math.min(math.max(owed - back * interval, 0), burst * interval)
+
+local granted = math.min(want, math.floor((burst * interval - owed) / interval))
+if granted < need then
+  granted = -1
+else
+  owed = owed + granted * interval
+end
+if write or back > 0 or granted > 0 then
+  if owed > 0 then
+    local ms = math.min(math.ceil(owed / scale / 1000 * 1024 / math.max(parts, 1)) + 1000, keep)
+    redis.call('SET', KEYS[1], string.format('%.0f %.0f %.0f', owed, now, scale), 'PX', string.format('%.0f', ms))
+  else
+    redis.call('DEL', KEYS[1])
+  end
+end
+return {granted, owed, now}
+`)
+
+const (
+	keep      = 2 * 365 * 24 * 3600 * 1000 // ms, of what takes longer to refill
+	keepStill = 30 * 24 * 3600 * 1000      // ms, of what is never refilled, after its last use
+)
+
+var errReply = errors.New("redislimit: Redis' reply makes no sense")
+
+// An ask is what a call wants of Redis.
+type ask struct {
+	parts      int64
+	need, want int64 // tokens, at least and at most
+	back       int64 // tokens to give back
+	ended      *lease
+	left       int64 // of that
+}
+
+// A verdict is what Redis says.
+type verdict struct {
+	granted int64 // -1: there are too few
+	owed    int64 // what the bucket lacks now, in units
+	at      int64 // by Redis' clock, in microseconds
+}
+
+func (l *Limiter) askRedis(ctx context.Context, key string, b *bucket, a ask) (verdict, error) {
+	ms := int64(keep)
+	if b.still {
+		ms = keepStill
+	}
+	var size, born int64
+	if a.ended != nil {
+		size, born = a.ended.size, a.ended.at
+	}
+	got, err := take.Run(ctx, l.client, []string{key},
+		b.interval, b.burst, b.scale, a.parts, a.need, a.want, a.back, ms, a.left, size, born).Int64Slice()
+	if err != nil {
+		return verdict{}, err
+	}
+	if len(got) != 3 || got[0] != -1 && (got[0] < a.need || got[0] > a.want) || got[1] < 0 || got[1] > b.span() || got[2] <= 0 {
+		return verdict{}, fmt.Errorf("%w: %v", errReply, got)
+	}
+	return verdict{got[0], got[1], got[2]}, nil
+}
