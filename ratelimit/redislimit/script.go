@@ -13,15 +13,16 @@ import (
 // nothing once; one that is set forward refills a bucket too early, as Redis expires keys too early then.
 var take = redis.NewScript(`
 local interval, burst, scale, parts = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local need, want, back, keep = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local need, want, keep, back = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8] or 0)
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local left, size, born = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
 local owed, write = 0, false
 
--- Of a lease that ends as much has died as the bucket has refilled since.
-left = math.min(left, size - math.ceil((now - born) * scale / interval))
-back = back + math.max(left, 0)
+if ARGV[9] then -- of a lease that ends as much has died as the bucket has refilled since
+  local left, size, born = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+  left = math.min(left, size - math.ceil((now - born) * scale / interval))
+  back = back + math.max(left, 0)
+end
 
 local stored = redis.call('GET', KEYS[1])
 if stored then
@@ -85,12 +86,14 @@ func (l *Limiter) askRedis(ctx context.Context, key string, b *bucket, a ask) (v
 	if b.still {
 		ms = keepStill
 	}
-	var size, born int64
-	if a.ended != nil {
-		size, born = a.ended.size, a.ended.at
+	args := append(make([]any, 0, 11), b.interval, b.burst, b.scale, a.parts, a.need, a.want, ms)
+	if a.back > 0 || a.left > 0 {
+		args = append(args, a.back)
 	}
-	got, err := take.Run(ctx, l.client, []string{key},
-		b.interval, b.burst, b.scale, a.parts, a.need, a.want, a.back, ms, a.left, size, born).Int64Slice()
+	if a.left > 0 {
+		args = append(args, a.left, a.ended.size, a.ended.at)
+	}
+	got, err := take.Run(ctx, l.client, []string{key}, args...).Int64Slice()
 	if err != nil {
 		return verdict{}, err
 	}
