@@ -154,6 +154,11 @@ func (e *entry) hear(r *reply) {
 
 // wait returns whether c has brought an answer before the deadline of the request.
 func (l *Limiter) wait(ctx context.Context, e *entry, c *call, mine bool, deadline time.Time) bool {
+	select {
+	case <-c.done:
+		return c.ok
+	default:
+	}
 	timer := time.NewTimer(time.Until(deadline))
 	defer timer.Stop()
 	how := int32(late)

@@ -8,7 +8,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// take is the whole of the decision. What is stored is what the bucket lacks in units, when that was in
+// take is the whole of the decision. What is stored, as MessagePack, is what the bucket lacks in units, when that was in
 // microseconds of Redis' clock, and how many units a microsecond has. A clock that is set back refills
 // nothing once; one that is set forward refills a bucket too early, as Redis expires keys too early then.
 var take = redis.NewScript(`
@@ -26,11 +26,11 @@ end
 
 local stored = redis.call('GET', KEYS[1])
 if stored then
-  local was, at, unit = string.match(stored, '^(%d+) (%d+) (%d+)$')
-  if not was then
+  local at, unit, more
+  owed, at, unit, more = cmsgpack.unpack(stored)
+  if type(owed) ~= 'number' or type(at) ~= 'number' or type(unit) ~= 'number' or at < 1e15 or more then
     return redis.error_reply('ERR redislimit: the key holds something else')
   end
-  owed, at, unit = tonumber(was), tonumber(at), tonumber(unit)
   if unit ~= scale then
     owed = math.ceil(owed * scale / unit)
   end
@@ -50,7 +50,7 @@ end
 if write or back > 0 or granted > 0 then
   if owed > 0 then
     local ms = math.min(math.ceil(owed / scale / 1000 * 1024 / math.max(parts, 1)) + 1000, keep)
-    redis.call('SET', KEYS[1], string.format('%.0f %.0f %.0f', owed, now, scale), 'PX', string.format('%.0f', ms))
+    redis.call('SET', KEYS[1], cmsgpack.pack(owed, now, scale), 'PX', ms)
   else
     redis.call('DEL', KEYS[1])
   end
