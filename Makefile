@@ -7,19 +7,21 @@ GOLANGCI_LINT := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v
 BENCHSTAT     := go run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
 # Nested modules keep what only benchmarks or test servers need out of go.mod.
-MODULES := $(patsubst %/go.mod,%,$(shell git ls-files '*go.mod'))
+MODULES := $(patsubst %/,%,$(dir $(shell git ls-files '*go.mod')))
 CODE    := . $(wildcard benchmarks)
 each     = for m in $(1); do echo "[$$m]"; (cd $$m && $(2)); done
 
 BENCH ?= .
 COUNT ?= 10
 
+FUZZTIME ?= 10s
+
 .PHONY: help
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: servers tidy lint race ## All that CI runs, in the same order
+test: servers tidy lint race allocs fuzz demo ## All that CI runs, in the same order
 
 .PHONY: servers
 servers: ## Install or build the real servers that the tests start
@@ -36,6 +38,21 @@ lint: ## golangci-lint: vet, staticcheck, gofumpt and more
 .PHONY: race
 race: ## Every test under the race detector, in random order, against real servers
 	$(call each,$(CODE),HIGHBALL_SERVERS=required PATH="$(CURDIR)/.bin:$$PATH" go test -race -shuffle=on -timeout 20m ./...)
+
+.PHONY: fuzz
+fuzz: ## Fuzz every target for FUZZTIME each
+	@grep -rlE --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r p; do \
+	  go test -list '^Fuzz' $$p | { grep '^Fuzz' || true; } | while read -r f; do \
+	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
+
+.PHONY: allocs
+allocs: ## What the race detector would falsify (allocations), and each benchmark once
+	go test -run 'Alloc' ./...
+	cd benchmarks && PATH="$(CURDIR)/.bin:$$PATH" go test -run '^$$' -bench . -benchtime 1x ./... >/dev/null
+
+.PHONY: demo
+demo: ## The README's first command, on ports of its own
+	go run ./examples/quickstart -listen 127.0.0.1:18080
 
 .PHONY: fmt
 fmt: ## Rewrite files to the house format

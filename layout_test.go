@@ -21,15 +21,20 @@ const (
 // and internal/refusal. Examples may import anything; nobody may import metrics.
 var uses = map[string][]string{
 	".":                    {},
+	"accesslog":            {"internal/redact", "go.uber.org/zap", "go.uber.org/zap/zapcore"},
 	"balancer":             {"discovery"},
 	"breaker":              {},
 	"breaker/hystrixgo":    {"breaker", "github.com/afex/hystrix-go/hystrix"},
 	"discovery":            {},
 	"discovery/consul":     {"discovery", "github.com/hashicorp/consul/api"},
+	"health":               {},
+	"jwtauth":              {},
 	"ratelimit":            {},
 	"ratelimit/redislimit": {"ratelimit", "github.com/redis/go-redis/v9"},
+	"recovery":             {"internal/redact", "go.uber.org/zap", "go.uber.org/zap/zapcore"},
 
 	"internal/memnet":  {},
+	"internal/redact":  {},
 	"internal/refusal": {},
 	"internal/rig":     {},
 }

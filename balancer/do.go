@@ -16,8 +16,7 @@ func Do[T any](ctx context.Context, b *Balancer, service string, fn func(ctx con
 	if err != nil {
 		return zero, err
 	}
-	t := tries{s: sel.node.service, ctx: ctx}
-	t.nodes = append(t.array[:0], sel.node)
+	var t *tries // made when the first call has failed
 	for {
 		v, outcome, err := callOnce(ctx, sel, fn)
 		if err == nil {
@@ -25,6 +24,9 @@ func Do[T any](ctx context.Context, b *Balancer, service string, fn func(ctx con
 		}
 		if outcome != Failure {
 			return v, err
+		}
+		if t == nil {
+			t = newTries(ctx, sel)
 		}
 		t.fail(sel, err)
 		again, ok := t.next()

@@ -14,7 +14,7 @@ var errHedge = errors.New("a try on another instance was faster")
 // hedge is a call that may have several tries at once. Their goroutines end with the tries, and those
 // with the call.
 type hedge struct {
-	t        tries
+	t        *tries
 	body     replay
 	running  []*attempt // in the order of their start
 	arrivals chan arrival
@@ -34,7 +34,7 @@ type arrival struct {
 func hedged(sel Selection, req *http.Request) (*http.Response, error) {
 	s := sel.node.service
 	h := &hedge{
-		t:        tries{s: s, ctx: req.Context(), nodes: []*Node{sel.node}},
+		t:        newTries(req.Context(), sel),
 		body:     replay{req: req},
 		arrivals: make(chan arrival, s.b.o.Retry.Attempts), // so that no sender ever waits
 	}
@@ -54,7 +54,7 @@ func hedged(sel Selection, req *http.Request) (*http.Response, error) {
 			h.running = slices.DeleteFunc(h.running, func(a *attempt) bool { return a == got.a })
 			why := got.a.failure(got.resp, got.err)
 			if why == nil {
-				h.cancelLosers(got.a)
+				h.cancelLosers(got)
 				return got.resp, got.err
 			}
 			h.t.fail(got.a.sel, why)
@@ -107,16 +107,16 @@ func (h *hedge) deliver(got arrival) bool {
 	return !h.over
 }
 
-// cancelLosers ends the tries that still run. Those begun before the winner have lost against their hedge:
-// a failure of their instance, or hedging would hide a sick one. The others were not needed.
-func (h *hedge) cancelLosers(winner *attempt) {
+// cancelLosers ends the tries that still run. Those begun before the one that was answered have lost against
+// their hedge: a failure of their instance, or hedging would hide a sick one. The others were not needed.
+func (h *hedge) cancelLosers(won arrival) {
 	for _, a := range h.running {
-		if a.began.Before(winner.began) {
+		if won.err == nil && a.limit.began.Before(won.a.limit.began) {
 			a.report(Failure, errHedge)
 		} else {
 			a.report(Neutral, nil)
 		}
-		a.cancel(errHedge)
+		a.limit.cancel(errHedge)
 	}
 }
 

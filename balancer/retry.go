@@ -114,7 +114,11 @@ type tries struct {
 	nodes  []*Node // tried, or being tried
 	failed []failure
 	waited int
-	array  [3]*Node // of nodes, so that a call with few tries does not allocate
+}
+
+// newTries begins with the call's first instance.
+func newTries(ctx context.Context, first Selection) *tries {
+	return &tries{s: first.node.service, ctx: ctx, nodes: []*Node{first.node}}
 }
 
 // A failure of a try: err is why, be it an error or an answer.

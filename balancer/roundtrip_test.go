@@ -292,6 +292,25 @@ func TestAPOSTIsRetriedWhenNoConnectionWasMade(t *testing.T) {
 	}
 }
 
+func TestTheDialerOfTheTransportIsUsed(t *testing.T) {
+	s := server(t, func(http.ResponseWriter, *http.Request) {})
+	dialled := ""
+	dial := func(network, address string) (net.Conn, error) {
+		dialled = address
+		return net.Dial(network, addr(s))
+	}
+	for name, tr := range map[string]*http.Transport{
+		"DialContext": {DialContext: func(_ context.Context, network, address string) (net.Conn, error) { return dial(network, address) }},
+		"Dial":        {Dial: dial}, // deprecated, but some still set it
+	} {
+		b := open(t, orders("a.internal:1"), Options{Transport: tr})
+		if code, err := get(t, b); code != http.StatusOK || err != nil || dialled != "a.internal:1" {
+			t.Errorf("%s: GET = %d, %v through %q", name, code, err, dialled)
+		}
+		dialled = ""
+	}
+}
+
 func TestAPOSTThatWasSentIsNotSentAgain(t *testing.T) {
 	var posts atomic.Int32
 	s := server(t, func(w http.ResponseWriter, _ *http.Request) {

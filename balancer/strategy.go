@@ -125,12 +125,20 @@ func smooth(weights []int) []int32 {
 	return round
 }
 
-// LeastConnections takes the instance with the fewest calls in flight in proportion to its weight, by an
-// exact scan; among equals one at random, by weight.
+// LeastConnections takes the instance with the fewest calls in flight in proportion to its weight, exactly;
+// among equals one at random, by weight. While some are idle a few draws find one; when all are busy it
+// looks at each.
 func LeastConnections() Strategy {
+	const draws = 4
 	return func(nodes []*Node) Picker {
 		weights, inverse := weightsOf(nodes)
-		return func(Call) *Node {
+		draw := atRandom(nodes)
+		return func(c Call) *Node {
+			for range draws {
+				if n := draw(c); n.calls.Load()&inFlightMask == 0 {
+					return n // nobody has fewer, and to draw again and again favours none of the idle
+				}
+			}
 			random := uint32(rand.Uint64())
 			best, least, sum := nodes[0], math.Inf(1), 0.0
 			for i, n := range nodes {

@@ -48,15 +48,23 @@ func (b *Balancer) carrier(service string) http.RoundTripper {
 
 // dial marks its errors, for a request that met one has not sent a byte.
 func (b *Balancer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	dial := (&net.Dialer{}).DialContext
-	if b.base != nil && b.base.DialContext != nil {
-		dial = b.base.DialContext
-	}
-	conn, err := dial(ctx, network, addr)
+	conn, err := b.dialer()(ctx, network, addr)
 	if err != nil {
 		return nil, &dialError{err}
 	}
 	return conn, nil
+}
+
+// dialer is the one of Options.Transport.
+func (b *Balancer) dialer() func(ctx context.Context, network, addr string) (net.Conn, error) {
+	switch {
+	case b.base == nil:
+	case b.base.DialContext != nil:
+		return b.base.DialContext
+	case b.base.Dial != nil: //nolint:staticcheck // deprecated, but whoever has set it means it
+		return func(_ context.Context, network, addr string) (net.Conn, error) { return b.base.Dial(network, addr) } //nolint:staticcheck // the same
+	}
+	return (&net.Dialer{}).DialContext
 }
 
 type dialError struct{ error }

@@ -37,6 +37,7 @@ var keyed = []struct {
 		}
 	}},
 	{"go-limiter", func(b *testing.B, keys int) takeOne {
+		b.Helper()
 		store, err := memorystore.New(&memorystore.Config{Tokens: plenty, Interval: time.Hour, InitialAlloc: keys})
 		if err != nil {
 			b.Fatal(err)

@@ -17,6 +17,28 @@ func Mark(c *gin.Context, by string) { c.Set(key{}, by) }
 // By names the package that refused c, or is "".
 func By(c *gin.Context) string { return c.GetString(key{}) }
 
+// An End says how a request ended when its status does not.
+type End uint8
+
+// How a request ended.
+const (
+	EndAnswered End = iota // or nobody knows better
+	EndGone                // the client's connection broke
+	EndAborted             // the connection is cut on purpose, http.ErrAbortHandler
+)
+
+type endKey struct{}
+
+// MarkEnd says how c ends, for who stands in front.
+func MarkEnd(c *gin.Context, e End) { c.Set(endKey{}, e) }
+
+// EndOf is what [MarkEnd] said of c.
+func EndOf(c *gin.Context) End {
+	v, _ := c.Get(endKey{})
+	e, _ := v.(End)
+	return e
+}
+
 // Problem is an answer by RFC 9457.
 type Problem struct {
 	Status int    // HTTP status

@@ -3,6 +3,7 @@ package refusal
 import (
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"testing"
 	"time"
 
@@ -66,4 +67,18 @@ func TestAnswerAfterTheHeadersWritesNothing(t *testing.T) {
 	if got := w.Body.String(); w.Code != http.StatusOK || got != "hello" {
 		t.Errorf("answer = %d %q, want 200 hello", w.Code, got)
 	}
+}
+
+func FuzzRetryAfter(f *testing.F) {
+	f.Add(int64(0))
+	f.Add(int64(-1))
+	f.Add(int64(1500 * time.Millisecond))
+	f.Add(int64(1<<63 - 1))
+	f.Fuzz(func(t *testing.T, d int64) {
+		s, err := strconv.ParseInt(RetryAfter(time.Duration(d)), 10, 64)
+		over := float64(s) - time.Duration(d).Seconds() // what the client waits too long
+		if err != nil || s < 1 || over < -1e-6 || d > int64(time.Second) && over > 1+1e-6 {
+			t.Errorf("RetryAfter(%d ns) = %d, %v", d, s, err)
+		}
+	})
 }
