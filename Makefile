@@ -7,7 +7,7 @@ GOLANGCI_LINT := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v
 BENCHSTAT     := go run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
 # Nested modules keep what only benchmarks or test servers need out of go.mod.
-MODULES := $(patsubst %/go.mod,%,$(shell git ls-files '*go.mod'))
+MODULES := $(patsubst %/,%,$(dir $(shell git ls-files '*go.mod')))
 CODE    := . $(wildcard benchmarks)
 each     = for m in $(1); do echo "[$$m]"; (cd $$m && $(2)); done
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"net/http"
 	"testing"
+	"unsafe"
 )
 
 func TestSelectAndDoneAllocateNothing(t *testing.T) {
@@ -29,5 +30,11 @@ func TestRoundTripAllocatesThreeTimesAtMost(t *testing.T) {
 	}
 	if bare, got := allocations(roundTripFunc(nop)), allocations(b); got > bare+3 {
 		t.Errorf("%v allocations, %v without the balancer", got, bare)
+	}
+}
+
+func TestAnAttemptIsWithinTheCheapAllocations(t *testing.T) {
+	if size := unsafe.Sizeof(attempt{}); size > 512 {
+		t.Errorf("an attempt has %d bytes, want 512 at most", size)
 	}
 }

@@ -111,12 +111,12 @@ func (h *hedge) deliver(got arrival) bool {
 // their hedge: a failure of their instance, or hedging would hide a sick one. The others were not needed.
 func (h *hedge) cancelLosers(won arrival) {
 	for _, a := range h.running {
-		if won.err == nil && a.began.Before(won.a.began) {
+		if won.err == nil && a.limit.began.Before(won.a.limit.began) {
 			a.report(Failure, errHedge)
 		} else {
 			a.report(Neutral, nil)
 		}
-		a.cancel(errHedge)
+		a.limit.cancel(errHedge)
 	}
 }
 

@@ -87,27 +87,39 @@ func retried(sel Selection, req *http.Request, repeatable bool) (*http.Response,
 	}
 }
 
-// An attempt is one try of a request: all that it needs, in one allocation.
+// An attempt is one try of a request: all that it needs in one allocation, of 512 bytes at most. One of more
+// would cost Go's allocator twice the time.
 type attempt struct {
 	sel    Selection
 	caller *http.Request
 	req    http.Request
 	url    url.URL
+	limit  *limit        // nil: the try has no end of its own
+	body   io.ReadCloser // the answer's
 
-	cancel context.CancelCauseFunc // nil: the try has no end of its own
-	timer  *time.Timer
-	began  time.Time // of tries that can be cancelled
-
-	outcome  Outcome
-	reported atomic.Bool   // of the instance, by whoever was first: the try or the hedge that beat it
-	body     io.ReadCloser // the answer's
-	ended    atomic.Bool
+	done    atomic.Uint32 // what has been done, of which each is done once
+	outcome int8
 }
 
+// What an attempt does once.
+const (
+	reported = 1 << iota // to the instance, by whoever was first: the try or the hedge that beat it
+	ended                // the call is off its instance
+)
+
+func (a *attempt) first(what uint32) bool { return a.done.Or(what)&what == 0 }
+
 func (a *attempt) report(o Outcome, cause error) {
-	if !a.reported.Swap(true) {
+	if a.first(reported) {
 		a.sel.report(o, cause)
 	}
+}
+
+// A limit is the end of a try before the end of its call.
+type limit struct {
+	cancel context.CancelCauseFunc
+	timer  *time.Timer // nil: only a hedge ends it
+	began  time.Time
 }
 
 // newAttempt makes a try that ends after perTry without headers, if that is positive. With own it can be
@@ -119,12 +131,15 @@ func newAttempt(sel Selection, req *http.Request, perTry time.Duration, own bool
 		return a
 	}
 	ctx, cancel := context.WithCancelCause(req.Context())
-	a.req, a.cancel, a.began = *req.WithContext(ctx), cancel, time.Now()
+	a.req, a.limit = *req.WithContext(ctx), &limit{cancel: cancel, began: time.Now()}
 	if perTry > 0 {
-		a.timer = time.AfterFunc(perTry, func() { cancel(errPerTry) })
+		a.limit.timer = time.AfterFunc(perTry, func() { cancel(errPerTry) })
 	}
 	return a
 }
+
+// inTime is false when the try's time was over before its answer came.
+func (l *limit) inTime() bool { return l == nil || l.timer == nil || l.timer.Stop() }
 
 // roundTrip sends the request to the attempt's instance. The instance has heard of a failure when it
 // returns; of an answer the call ends with its body.
@@ -143,20 +158,21 @@ func (a *attempt) roundTrip(body io.ReadCloser) (*http.Response, error) {
 	}()
 	resp, err := a.sel.node.carrier.RoundTrip(&a.req)
 	returned = true
-	if a.timer != nil && !a.timer.Stop() && err == nil {
+	if !a.limit.inTime() && err == nil {
 		_ = resp.Body.Close() // the answer came just when its time was over
 		resp, err = nil, errPerTry
 	}
 	if err != nil {
 		err = a.cause(err)
 	}
-	a.outcome = a.classify(resp, err)
+	outcome := a.classify(resp, err)
+	a.outcome = int8(outcome)
 	if err != nil {
-		a.report(a.outcome, err)
+		a.report(outcome, err)
 		a.finish()
 		return nil, err
 	}
-	a.report(a.outcome, statusError(resp, a.outcome))
+	a.report(outcome, statusError(resp, outcome))
 	resp.Request = a.caller
 	a.track(resp)
 	return resp, nil
@@ -174,7 +190,7 @@ func (a *attempt) classify(resp *http.Response, err error) Outcome {
 
 // cause is why the try failed, when it was us who ended it.
 func (a *attempt) cause(err error) error {
-	if a.cancel != nil && a.caller.Context().Err() == nil {
+	if a.limit != nil && a.caller.Context().Err() == nil {
 		if c := context.Cause(a.req.Context()); c != nil {
 			return c
 		}
@@ -186,11 +202,11 @@ func (a *attempt) cause(err error) error {
 func (a *attempt) failure(resp *http.Response, err error) error {
 	switch {
 	case err != nil:
-		if a.outcome == Failure {
+		if Outcome(a.outcome) == Failure {
 			return err
 		}
 		return nil
-	case a.outcome == Failure && retryable(resp.StatusCode):
+	case Outcome(a.outcome) == Failure && retryable(resp.StatusCode):
 		return statusError(resp, Failure)
 	}
 	return nil
@@ -198,10 +214,10 @@ func (a *attempt) failure(resp *http.Response, err error) error {
 
 // finish takes the call off its instance, once.
 func (a *attempt) finish() {
-	if !a.ended.Swap(true) {
+	if a.first(ended) {
 		a.sel.end()
-		if a.cancel != nil {
-			a.cancel(nil)
+		if a.limit != nil {
+			a.limit.cancel(nil)
 		}
 	}
 }
@@ -231,7 +247,7 @@ func (a *attempt) Read(p []byte) (int, error) {
 	if err == nil {
 		return n, nil
 	}
-	if err != io.EOF && !a.ended.Load() && a.outcome == Success && a.caller.Context().Err() == nil {
+	if err != io.EOF && a.done.Load()&ended == 0 && Outcome(a.outcome) == Success && a.caller.Context().Err() == nil {
 		a.sel.start = 0 // its latency was taken when the headers came
 		a.sel.report(Failure, err)
 	}

@@ -19,6 +19,7 @@ type story struct {
 	start time.Time
 
 	mu     sync.Mutex // guards the fields below, and the output
+	begun  bool       // before that nothing is worth telling
 	events []event
 	line   string // what must be printed before a line; "": nothing
 }
@@ -28,6 +29,12 @@ type event struct {
 	kind string // of the balancer; "": a step of the quickstart
 	id   string
 	text string
+}
+
+func (s *story) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.start, s.begun = time.Now(), true
 }
 
 func (s *story) tell(format string, args ...any) { s.add(event{text: fmt.Sprintf(format, args...)}) }
@@ -70,6 +77,9 @@ func (s *story) left(id string) (left, back bool) {
 func (s *story) add(e event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.begun {
+		return
+	}
 	e.at = time.Since(s.start)
 	s.events = append(s.events, e)
 	fmt.Printf("%s%6.2fs  %s\n", s.line, e.at.Seconds(), e.text)

@@ -55,8 +55,7 @@ func show(ctx context.Context, listen, consul string, rate int) error {
 	if err != nil {
 		return err
 	}
-	start := time.Now()
-	story := &story{start: start}
+	story := new(story)
 	var fleet fleet
 	defer fleet.end()
 	for i, name := range []string{"a", "b", "c"} {
@@ -70,7 +69,7 @@ func show(ctx context.Context, listen, consul string, rate int) error {
 	}
 	defer edge.close()
 
-	story.start = time.Now()
+	story.begin()
 	fmt.Printf("three instances behind http://%s, %d requests/s, one in five a POST\n\n", listen, rate)
 	load := startLoad(ctx, "http://"+listen+"/work", rate, story)
 	steps := []struct {
