@@ -18,7 +18,7 @@ const (
 )
 
 // uses lists what each package may import besides the standard library and, in files named gin.go, gin
-// and internal/refusal. Examples may import anything; nobody may import metrics.
+// and what internal/ has for it. Examples may import anything; nobody may import metrics.
 var uses = map[string][]string{
 	".":                    {},
 	"accesslog":            {"internal/redact", "go.uber.org/zap", "go.uber.org/zap/zapcore"},
@@ -34,6 +34,7 @@ var uses = map[string][]string{
 	"ratelimit/redislimit": {"ratelimit", "github.com/redis/go-redis/v9"},
 	"recovery":             {"internal/redact", "go.uber.org/zap", "go.uber.org/zap/zapcore"},
 
+	"internal/hijack":  {},
 	"internal/memnet":  {},
 	"internal/redact":  {},
 	"internal/refusal": {},
@@ -94,7 +95,7 @@ func allowed(file, imp string) bool {
 	if host, _, _ := strings.Cut(imp, "/"); !strings.Contains(host, ".") {
 		return true // standard library
 	}
-	if imp == gin || imp == module+"/internal/refusal" {
+	if imp == gin || imp == module+"/internal/hijack" || imp == module+"/internal/refusal" {
 		return path.Base(file) == "gin.go"
 	}
 	imp = strings.TrimPrefix(imp, module+"/")

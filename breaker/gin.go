@@ -1,11 +1,9 @@
 package breaker
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"maps"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -13,6 +11,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 
+	"github.com/highball-go/highball/internal/hijack"
 	"github.com/highball-go/highball/internal/refusal"
 )
 
@@ -85,11 +84,11 @@ func (g *guard) serve(c *gin.Context) {
 	if c.GetHeader("Upgrade") == "" {
 		c.Next()
 	} else { // who hijacks without being asked to upgrade is timed: it is rare, and a wrapper per request is not free
-		w := &hijackWatch{ResponseWriter: c.Writer}
+		w := &hijack.Watch{ResponseWriter: c.Writer}
 		c.Writer = w
 		c.Next()
 		c.Writer = w.ResponseWriter
-		r.stream = w.hijacked
+		r.stream = w.Hijacked
 	}
 	r.returned = true
 }
@@ -180,21 +179,6 @@ func lend(c *gin.Context, ctx context.Context) func() {
 		c.Request = own
 	}
 }
-
-// A hijackWatch sees whether the handler took the connection over.
-type hijackWatch struct {
-	gin.ResponseWriter
-	hijacked bool
-}
-
-func (w *hijackWatch) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, rw, err := w.ResponseWriter.Hijack()
-	w.hijacked = w.hijacked || err == nil
-	return conn, rw, err
-}
-
-// Unwrap is for http.ResponseController.
-func (w *hijackWatch) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // routes makes names of method and FullPath, and keeps them, for making one allocates. Both come from the
 // routes of the engine, so there are few; the map is bounded all the same.

@@ -1,16 +1,15 @@
 package degrade
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"strings"
 	"time"
 
 	"github.com/gin-gonic/gin"
 
+	"github.com/highball-go/highball/internal/hijack"
 	"github.com/highball-go/highball/internal/refusal"
 )
 
@@ -61,11 +60,11 @@ func (g *guard) serve(c *gin.Context) {
 	if c.GetHeader("Upgrade") == "" {
 		c.Next()
 	} else {
-		w := &hijackWatch{ResponseWriter: c.Writer}
+		w := &hijack.Watch{ResponseWriter: c.Writer}
 		c.Writer = w
 		c.Next()
 		c.Writer = w.ResponseWriter
-		r.stream = w.hijacked
+		r.stream = w.Hijacked
 	}
 	r.returned = true
 }
@@ -108,18 +107,3 @@ func (r *request) end(c *gin.Context) {
 		r.controller.Observe(time.Since(r.start), failed)
 	}
 }
-
-// A hijackWatch sees whether the handler took the connection over.
-type hijackWatch struct {
-	gin.ResponseWriter
-	hijacked bool
-}
-
-func (w *hijackWatch) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, rw, err := w.ResponseWriter.Hijack()
-	w.hijacked = w.hijacked || err == nil
-	return conn, rw, err
-}
-
-// Unwrap is for http.ResponseController.
-func (w *hijackWatch) Unwrap() http.ResponseWriter { return w.ResponseWriter }
