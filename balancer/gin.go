@@ -54,7 +54,7 @@ func Proxy(b *Balancer, service string, opts ...ProxyOption) gin.HandlerFunc {
 		FlushInterval: -1,
 		BufferPool:    &buffers{},
 		ErrorLog:      log.New(io.Discard, "", 0), // a library does not print; the client sees it too
-		ErrorHandler:  func(_ http.ResponseWriter, r *http.Request, err error) { failed(r).err = err },
+		ErrorHandler:  func(_ http.ResponseWriter, r *http.Request, err error) { forwardingOf(r).err = err },
 	}
 	return func(c *gin.Context) { p.serve(c, reverse) }
 }
@@ -63,12 +63,13 @@ func Proxy(b *Balancer, service string, opts ...ProxyOption) gin.HandlerFunc {
 // request's context, since gin's own must not.
 type forwarding struct {
 	client, host, proto string
-	err                 error
+	body                *tee  // nil: there is none, or it is not kept
+	err                 error // why no instance answered
 }
 
 type forwardingKey struct{}
 
-func failed(r *http.Request) *forwarding {
+func forwardingOf(r *http.Request) *forwarding {
 	return r.Context().Value(forwardingKey{}).(*forwarding)
 }
 
@@ -83,9 +84,8 @@ func (p *proxy) serve(c *gin.Context, reverse *httputil.ReverseProxy) {
 
 	r := c.Request.WithContext(ctx)
 	if p.replay > 0 && hasBody(r) {
-		kept := &tee{source: r.Body, most: p.replay}
-		r.Body = &teeReader{t: kept}
-		r = r.WithContext(context.WithValue(ctx, teeKey{}, kept))
+		f.body = &tee{source: r.Body, most: p.replay}
+		r.Body = &teeReader{t: f.body}
 	}
 	reverse.ServeHTTP(c.Writer, r)
 	if f.err != nil {
@@ -115,14 +115,14 @@ func forward(c *gin.Context) *forwarding {
 func (p *proxy) rewrite(r *httputil.ProxyRequest) {
 	r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", p.service, ""
 	r.Out.URL.RawQuery = r.In.URL.RawQuery // as it is: the instance decides what a semicolon means
-	f := failed(r.In)
+	f := forwardingOf(r.In)
 	r.Out.Header.Set("X-Forwarded-For", f.client)
 	r.Out.Header.Set("X-Forwarded-Host", f.host)
 	r.Out.Header.Set("X-Forwarded-Proto", f.proto)
 	real, _, _ := strings.Cut(f.client, ",")
 	r.Out.Header.Set("X-Real-Ip", real)
-	if kept, ok := r.In.Context().Value(teeKey{}).(*tee); ok {
-		r.Out.GetBody = kept.again
+	if f.body != nil {
+		r.Out.GetBody = f.body.again
 	}
 }
 

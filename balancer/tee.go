@@ -7,8 +7,6 @@ import (
 	"sync/atomic"
 )
 
-type teeKey struct{}
-
 // A bodyError came from the caller's side of the body, and tells nothing of the instance.
 type bodyError struct{ error }
 

@@ -8,9 +8,10 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// take is the whole of the decision. What is stored, as MessagePack, is what the bucket lacks in units, when that was in
-// microseconds of Redis' clock, and how many units a microsecond has. A clock that is set back refills
-// nothing once; one that is set forward refills a bucket too early, as Redis expires keys too early then.
+// take is the whole of the decision. What is stored, as MessagePack, is what the bucket lacks in units, when
+// that was in microseconds of Redis' clock, and how many units a microsecond has. A clock that is set back
+// refills nothing once; one that is set forward refills a bucket too early, as Redis expires keys too early
+// then.
 var take = redis.NewScript(`
 local interval, burst, scale, parts = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local need, want, keep, back = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8] or 0)
