@@ -34,6 +34,7 @@ type watched struct {
 	breakers  []func() []breaker.Snapshot
 	balancers []*balancer.Balancer
 	degraders []*degrade.Controller
+	limits    []*degrade.Concurrency
 	ages      []func() map[string]time.Duration
 	clusters  []Cluster
 }
@@ -145,6 +146,11 @@ func (m *Metrics) WatchBalancer(b *balancer.Balancer) {
 // WatchDegrade exposes the score of d and what each rule adds to it.
 func (m *Metrics) WatchDegrade(d *degrade.Controller) {
 	m.engines.watch(func(w *watched) { w.degraders = append(slices.Clip(w.degraders), d) })
+}
+
+// WatchConcurrency exposes the limit of l and what it counts.
+func (m *Metrics) WatchConcurrency(l *degrade.Concurrency) {
+	m.engines.watch(func(w *watched) { w.limits = append(slices.Clip(w.limits), l) })
 }
 
 // WatchDiscovery exposes how long ago the registry answered last, by service: give consul.Consul's Age.

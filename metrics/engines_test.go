@@ -59,6 +59,7 @@ func use(t *testing.T, m *metrics.Metrics) {
 	t.Cleanup(func() { _ = d.Close() })
 	d.Force(true, 0)
 	m.WatchDegrade(d)
+	m.WatchConcurrency(degrade.NewConcurrency(degrade.ConcurrencyOptions{}))
 
 	limiter := m.Limiter("api", ratelimit.New(ratelimit.PerSecond(1, 1), ratelimit.Options{OnDeny: m.RateLimitDeny}))
 	for range 2 {

@@ -47,6 +47,8 @@
 //	highball_degrade_score                                         gauge
 //	highball_degrade_points{rule}                                  gauge, what it adds to the score
 //	highball_degrade_signal{rule}                                  gauge, what it read last
+//	highball_degrade_concurrency_limit                             gauge
+//	highball_degrade_concurrency_in_flight                         gauge
 //	highball_session_state{state}                                  gauge, one state is 1
 //	highball_discovery_age_seconds{service}                        gauge, since the registry last answered
 //	highball_cluster_admission                                     gauge

@@ -34,6 +34,8 @@ var (
 	degradeScore    = desc("degrade_score", "The score of the last evaluation.")
 	degradePoints   = desc("degrade_points", "What a rule adds to the score.", "rule")
 	degradeSignal   = desc("degrade_signal", "What a rule read last.", "rule")
+	concurrency     = desc("degrade_concurrency_limit", "Requests that the adaptive limit lets run at once.")
+	concurrent      = desc("degrade_concurrency_in_flight", "Requests that run of those.")
 	sessionState    = desc("session_state", "1 for the state that the session store is in.", "state")
 	discoveryAge    = desc("discovery_age_seconds", "Since the registry last answered for a service.", "service")
 	clusterFactor   = desc("cluster_admission", "The share of their rates that the limiters admit.")
@@ -47,7 +49,7 @@ func (e *engines) describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		breakerState, breakerRequests, breakerErrors, breakerShort, breakerInFlight,
 		nodes, nodeRequests, nodeFailures, nodeInFlight, nodeLatency, retryBudget,
-		degraded, degradeScore, degradePoints, degradeSignal, sessionState, discoveryAge, clusterFactor, clusterSize,
+		degraded, degradeScore, degradePoints, degradeSignal, concurrency, concurrent, sessionState, discoveryAge, clusterFactor, clusterSize,
 	} {
 		to <- d
 	}
@@ -65,6 +67,7 @@ func (e *engines) collect(to chan<- prometheus.Metric) {
 	s.breakers(w.breakers, states)
 	s.balancers(w.balancers)
 	s.degraders(w.degraders, hook)
+	s.limits(w.limits)
 	for state, is := range sessions {
 		s.gauge(sessionState, is01(is), state)
 	}
@@ -208,6 +211,19 @@ func (s scrape) degraders(all []*degrade.Controller, hook *bool) {
 		s.gauge(degradePoints, c.Points, rule)
 		s.gauge(degradeSignal, c.Value, rule)
 	}
+}
+
+func (s scrape) limits(all []*degrade.Concurrency) {
+	if len(all) == 0 {
+		return
+	}
+	limit, running := 0, 0
+	for _, l := range all {
+		limit += l.Limit()
+		running += l.InFlight()
+	}
+	s.gauge(concurrency, float64(limit))
+	s.gauge(concurrent, float64(running))
 }
 
 func (s scrape) ages(all []func() map[string]time.Duration) {
