@@ -20,16 +20,17 @@ const (
 // uses lists what each package may import besides the standard library and, in files named gin.go, gin
 // and what internal/ has for it. Examples may import anything; nobody may import metrics.
 var uses = map[string][]string{
-	".":                    {},
-	"accesslog":            {"internal/redact", "go.uber.org/zap", "go.uber.org/zap/zapcore"},
-	"balancer":             {"discovery"},
-	"breaker":              {},
-	"breaker/hystrixgo":    {"breaker", "github.com/afex/hystrix-go/hystrix"},
-	"degrade":              {},
-	"discovery":            {},
-	"discovery/consul":     {"discovery", "github.com/hashicorp/consul/api"},
-	"health":               {},
-	"jwtauth":              {},
+	".":                 {},
+	"accesslog":         {"internal/redact", "go.uber.org/zap", "go.uber.org/zap/zapcore"},
+	"balancer":          {"discovery"},
+	"breaker":           {},
+	"breaker/hystrixgo": {"breaker", "github.com/afex/hystrix-go/hystrix"},
+	"degrade":           {},
+	"degrade/cache":     {"internal/outage", "github.com/redis/go-redis/v9"},
+	"discovery":         {},
+	"discovery/consul":  {"discovery", "github.com/hashicorp/consul/api"},
+	"health":            {},
+	"jwtauth":           {},
 	"metrics": {
 		"balancer", "breaker", "degrade", "ratelimit",
 		"github.com/prometheus/client_golang/prometheus", "github.com/prometheus/client_golang/prometheus/promhttp",
@@ -40,6 +41,7 @@ var uses = map[string][]string{
 
 	"internal/hijack":  {},
 	"internal/memnet":  {},
+	"internal/outage":  {"github.com/redis/go-redis/v9"},
 	"internal/redact":  {},
 	"internal/refusal": {},
 	"internal/rig":     {},
