@@ -28,7 +28,7 @@ func Example() {
 	})
 	defer c.Close()
 	l := ratelimit.New(ratelimit.Every(time.Hour, 30, 30), ratelimit.Options{Admission: c.Admission})
-	g := breaker.NewGroup(breaker.Options{Peers: c})
+	g := breaker.NewGroup(breaker.Options{Peers: c, Buckets: 100}) // a breaker reports once a bucket, here of 100 ms
 
 	gin.SetMode(gin.ReleaseMode)
 	r := gin.New()
@@ -37,21 +37,29 @@ func Example() {
 	r.GET("/orders", func(c *gin.Context) { c.Status(http.StatusOK) })
 	r.GET("/stock", func(c *gin.Context) { c.Status(http.StatusBadGateway) })
 
-	get := func(path string, n int) {
+	get := func(path string) int {
+		w := httptest.NewRecorder()
+		r.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		return w.Code
+	}
+	show := func(path string, n int) {
 		answers := map[int]int{}
 		for range n {
-			w := httptest.NewRecorder()
-			r.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
-			answers[w.Code]++
+			answers[get(path)]++
 		}
 		fmt.Println(path, answers)
 	}
-	get("/stock", 100) // the circuit opens at 20 calls, and the rest give their tokens back
-	get("/orders", 15) // of which ten are left
+	show("/stock", 100) // the circuit opens at 20 calls; the rest give their tokens back
+
+	for c.Admission() == 1 { // every call that was served has failed
+		get("/stock")
+	}
 	fmt.Println("admission", <-lowered)
+
+	show("/orders", 15) // another circuit; ten tokens are left
 
 	// Output:
 	// /stock map[502:20 503:80]
-	// /orders map[200:10 429:5]
 	// admission 0.5
+	// /orders map[200:10 429:5]
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -118,7 +119,7 @@ func newRedisStore(client redis.UniversalClient, o Options) *redisStore {
 }
 
 func (s *redisStore) exchange(ctx context.Context, own counts) (*snapshot, error) {
-	args := append(s.args[:len(s.args):len(s.args)], lines(own))
+	args := append(slices.Clip(s.args), lines(own))
 	got, err := exchange.Run(ctx, s.client, s.keys, args...).Slice()
 	if err != nil {
 		return nil, err
