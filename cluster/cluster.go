@@ -55,8 +55,8 @@ type Options struct {
 	ErrorPercent int
 	// Floor is the lowest admission, at most 1. Zero, less, or NaN: 0.1.
 	Floor float64
-	// OnChange, if not nil, is called after each change of the admission, with no lock held, on the
-	// goroutine of the Cluster, whose next exchange waits for it.
+	// OnChange, if not nil, is called after each change of the admission but that by Close, with no lock
+	// held, on the goroutine of the Cluster, whose next exchange waits for it.
 	OnChange func(admission float64)
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -204,7 +205,8 @@ func TestAFloodOfNamesGrowsNothing(t *testing.T) {
 		c := h.instance(t, "a", Options{})
 		intervals(1)
 		c.Report("known", 10, 1)
-		c.Report(string(make([]byte, maxName+1)), 10, 1)
+		long := strings.Repeat("x", maxName+1)
+		c.Report(long, 10, 1)
 		for second := range 5 {
 			for i := range 20_000 {
 				c.Report(fmt.Sprint("flood", second, "-", i), 1, 0)
@@ -225,6 +227,7 @@ func TestAFloodOfNamesGrowsNothing(t *testing.T) {
 			t.Errorf("%+v in all, want 100020 and 2", all)
 		}
 		wantSums(t, c, "known", 10, 1, 1)
+		wantSums(t, c, long, 0, 0, 1) // counted with the others
 	})
 }
 
