@@ -31,6 +31,10 @@ var uses = map[string][]string{
 	"discovery/consul":     {"discovery", "github.com/hashicorp/consul/api"},
 	"health":               {},
 	"jwtauth":              {},
+	"metrics": {
+		"balancer", "breaker", "degrade", "ratelimit",
+		"github.com/prometheus/client_golang/prometheus", "github.com/prometheus/client_golang/prometheus/promhttp",
+	},
 	"ratelimit":            {},
 	"ratelimit/redislimit": {"ratelimit", "github.com/redis/go-redis/v9"},
 	"recovery":             {"internal/redact", "go.uber.org/zap", "go.uber.org/zap/zapcore"},
