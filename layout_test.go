@@ -25,6 +25,7 @@ var uses = map[string][]string{
 	"balancer":          {"discovery"},
 	"breaker":           {},
 	"breaker/hystrixgo": {"breaker", "github.com/afex/hystrix-go/hystrix"},
+	"cluster":           {"github.com/redis/go-redis/v9"},
 	"degrade":           {},
 	"degrade/cache":     {"internal/outage", "github.com/redis/go-redis/v9"},
 	"discovery":         {},
