@@ -13,6 +13,8 @@ import (
 	"github.com/gin-contrib/sessions"
 	"github.com/gin-gonic/gin"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/highball-go/highball/internal/rig"
 )
 
 // A call on a machine with few processors that are busy takes its time: where a test is not about Timeout,
@@ -139,4 +141,11 @@ func setCookies(w *httptest.ResponseRecorder) (lines []string) {
 		}
 	}
 	return lines
+}
+
+func clusterOf(tb testing.TB, nodes *rig.RedisClusterNodes) *redis.ClusterClient {
+	tb.Helper()
+	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: nodes.Addrs, ContextTimeoutEnabled: true})
+	tb.Cleanup(func() { _ = c.Close() })
+	return c
 }

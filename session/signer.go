@@ -15,12 +15,12 @@ import (
 )
 
 const (
-	idBytes  = 32
-	idLen    = 43 // base64 of that
-	signed   = idBytes + 5
-	cookieOf = signed + sha256.Size
-	form     = 0x80 // of the byte after the id; its low bits are the highest of when the cookie was made
-	stock    = 0x40 // also of that byte: redistore gave the id
+	idBytes       = 32
+	idLen         = 43 // base64 of that
+	signed        = idBytes + 5
+	cookieOf      = signed + sha256.Size
+	form          = 0x80 // of the byte after the id; its low bits are the highest of when the cookie was made
+	fromRedistore = 0x40 // also of that byte: redistore gave the id
 )
 
 // redistore's ids are base32 of as many bytes.
@@ -81,13 +81,13 @@ func (m *mac) sign(name string) {
 func (s *signer) encode(name, id string, now time.Time) string {
 	m := s.keys[0].Get().(*mac)
 	defer s.keys[0].Put(m)
-	m.raw[idBytes] = form | byte(now.Unix()>>32)&^(form|stock)
+	m.raw[idBytes] = form | byte(now.Unix()>>32)&^(form|fromRedistore)
 	n, err := 0, error(nil)
 	switch len(id) {
 	case idLen:
 		n, err = encoding.Decode(m.raw[:idBytes], []byte(id))
 	case stockIDLen:
-		m.raw[idBytes] |= stock
+		m.raw[idBytes] |= fromRedistore
 		n, err = stockIDs.Decode(m.raw[:idBytes], []byte(id))
 	}
 	if err != nil || n != idBytes {
@@ -121,9 +121,9 @@ func (s *signer) decodeWith(i int, name, value string) (t ticket, ok bool) {
 	if !hmac.Equal(m.sum[:], m.raw[signed:]) {
 		return t, false
 	}
-	seconds := int64(m.raw[idBytes]&^(form|stock))<<32 | int64(binary.BigEndian.Uint32(m.raw[idBytes+1:]))
+	seconds := int64(m.raw[idBytes]&^(form|fromRedistore))<<32 | int64(binary.BigEndian.Uint32(m.raw[idBytes+1:]))
 	t = ticket{made: time.Unix(seconds, 0), newest: i == 0}
-	if m.raw[idBytes]&stock != 0 {
+	if m.raw[idBytes]&fromRedistore != 0 {
 		t.id = stockIDs.EncodeToString(m.raw[:idBytes])
 	} else {
 		t.id = encoding.EncodeToString(m.raw[:idBytes])
