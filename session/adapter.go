@@ -128,10 +128,10 @@ func run[T any](ctx context.Context, s *Store, f func(context.Context) (T, error
 // refusesWrites reports whether Redis is there and only takes no writes at the moment: it is out of memory,
 // cannot save to its disk, or lacks replicas.
 func refusesWrites(err error) bool {
-	for e := err; e != nil; e = errors.Unwrap(e) {
-		if text := e.Error(); strings.HasPrefix(text, "OOM ") || strings.HasPrefix(text, "MISCONF ") || strings.HasPrefix(text, "NOREPLICAS ") {
-			return true
-		}
+	var reply redis.Error
+	if !errors.As(err, &reply) {
+		return false
 	}
-	return false
+	code, _, _ := strings.Cut(reply.Error(), " ")
+	return code == "OOM" || code == "MISCONF" || code == "NOREPLICAS"
 }
