@@ -3,11 +3,11 @@ package session
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
+		"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"time"
@@ -17,8 +17,6 @@ import (
 	"github.com/gorilla/securecookie"
 	gorilla "github.com/gorilla/sessions"
 	"github.com/redis/go-redis/v9"
-
-	"github.com/highball-go/highball/internal/outage"
 )
 
 // A record in Redis is a byte that says so, the tag of the write it comes from, when the session began, in
@@ -75,7 +73,6 @@ type call struct {
 	start int64           // when the session began, ms
 	only  bool            // DEL only what is still from
 
-	circuit  *outage.Circuit
 	key      string // in Redis
 	record   string // as read or written
 	conflict string // the record of another, instead
@@ -175,11 +172,11 @@ func (c *call) name(key string) {
 	if c.key != "" {
 		return
 	}
-	if c.key = key; len(c.id) == idLen {
+	c.key = key
+	if len(c.id) == idLen {
 		sum := sha256.Sum256([]byte(c.id))
 		c.key = strings.TrimSuffix(key, c.id) + encoding.EncodeToString(sum[:])
 	}
-	c.circuit = c.store.circuits.Of(c.key)
 }
 
 // get reads the record and lets it live for Idle from now; "": there is none.
@@ -222,11 +219,15 @@ func (c *call) set(values []byte) error {
 	if left <= 0 {
 		return ErrGone
 	}
-	b := make([]byte, recordHead, recordHead+len(values))
-	b[0] = recordForm
-	_, _ = rand.Read(b[1:tagEnd]) // it never fails
-	binary.BigEndian.PutUint64(b[tagEnd:], uint64(c.start))
-	c.record = string(append(b, values...))
+	head := [recordHead]byte{recordForm}
+	binary.BigEndian.PutUint32(head[1:], rand.Uint32()) // it need not be secret, only unlike all others
+	binary.BigEndian.PutUint64(head[5:], rand.Uint64())
+	binary.BigEndian.PutUint64(head[tagEnd:], uint64(c.start))
+	var b strings.Builder
+	b.Grow(recordHead + len(values))
+	_, _ = b.Write(head[:])
+	_, _ = b.Write(values)
+	c.record = b.String()
 	return c.run(tag(c.from), c.record, left)
 }
 
@@ -245,7 +246,7 @@ func (c *call) run(from, to string, left int64) error {
 		c.conflict = v
 		return nil
 	case int64:
-		s.health.well(c.circuit, true)
+		s.health.well(s.circuits.Of(c.key), true)
 		switch {
 		case v == 0:
 			s.copies.drop(c.key)

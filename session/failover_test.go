@@ -100,9 +100,19 @@ func TestASentinelFailoverIsServedThroughout(t *testing.T) {
 		return nil
 	})
 
+	sentinel := redis.NewSentinelClient(&redis.Options{Addr: g.SentinelAddrs[0]})
+	defer sentinel.Close()
 	stop := load(t, s, counters, true)
 	killed := time.Now()
 	g.Primary.Kill()
+	rig.Poll(t, 20*time.Second, func() error {
+		addr, err := sentinel.GetMasterAddrByName(t.Context(), g.MasterName).Result()
+		if err == nil && net.JoinHostPort(addr[0], addr[1]) == g.Primary.Addr {
+			err = errors.New("there is no new primary")
+		}
+		return err
+	})
+	promoted := time.Since(killed)
 	rig.Poll(t, 20*time.Second, func() error {
 		return s.becomes(settled, "user", "bob", Live)
 	})
@@ -124,10 +134,10 @@ func TestASentinelFailoverIsServedThroughout(t *testing.T) {
 		}
 	}
 	s.wants(settled, "user", "bob", Live)
-	if last > 10*time.Second { // on a machine that is busy; see docs/sessions.md for one that is not
-		t.Errorf("writes failed for %v", last)
+	if last > promoted+5*time.Second { // on a machine that is busy; docs/sessions.md has it for one that is not
+		t.Errorf("Sentinel had a new primary after %v, writes failed for %v", promoted, last)
 	}
-	t.Logf("writes failed for %v, %d of them; %d were acknowledged and not replicated", last, failed, lost)
+	t.Logf("a new primary after %v; writes failed for %v, %d of them; %d were acknowledged and not replicated", promoted, last, failed, lost)
 }
 
 func TestASlotOfAClusterMovesUnderLoadWithoutAnError(t *testing.T) {
@@ -156,8 +166,10 @@ func TestASlotOfAClusterMovesUnderLoadWithoutAnError(t *testing.T) {
 			t.Errorf("counter %d: %v of %d, %v", i, v, w.is, state)
 		}
 	}
-	if n := to.Exists(t.Context(), keys...).Val(); n != int64(len(keys)) {
-		t.Errorf("%d of %d sessions have moved: the test proves nothing", n, len(keys))
+	for _, key := range keys {
+		if n := to.Exists(t.Context(), key).Val(); n != 1 {
+			t.Errorf("%s has not moved: the test proves nothing", key)
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ type hold struct {
 	name   string
 	ticket ticket // of the cookie, if that is ours
 	id     string // of the session that is stored; "": none is yet
+	key    string // of it in Redis
 	record string // as it was read or written last
 	start  int64  // when it began, ms; 0: not known
 	state  State
@@ -57,7 +58,7 @@ func (s *Store) load(r *http.Request, h *hold) map[any]any {
 	case c.err != nil:
 		return s.degrade(h, c)
 	case found:
-		h.id, h.record = h.ticket.id, c.record
+		h.id, h.key, h.record = h.ticket.id, c.key, c.record
 		h.start, _ = began(c.record)
 		h.due = !h.ticket.newest || s.halfOver(h.ticket.made)
 		return values
@@ -83,7 +84,7 @@ func (s *Store) degrade(h *hold, c *call) map[any]any {
 // failed tells why the request of h is not served as it should be.
 func (s *Store) failed(h *hold, c *call) {
 	if h.err != ErrUnavailable && c.asked.Err() == nil { //nolint:errorlint // that very one: it was not asked
-		s.health.failed(c.circuit, h.state, h.err)
+		s.health.failed(s.circuits.Of(c.key), h.state, h.err)
 	}
 }
 
@@ -109,13 +110,13 @@ func (s *Store) save(r *http.Request, h *hold, values map[any]any) error {
 	ctx, cancel := context.WithTimeout(asked, s.o.Timeout)
 	defer cancel()
 	c := s.call(ctx, asked, id)
-	c.from, c.start = h.record, h.start
+	c.key, c.from, c.start = h.key, h.record, h.start
 	for {
 		if err := c.write(values); err != nil {
 			return s.notSaved(h, c, err)
 		}
 		if c.conflict == "" {
-			h.id, h.record, h.start = id, c.record, c.start
+			h.id, h.key, h.record, h.start = id, c.key, c.record, c.start
 			return nil
 		}
 		if err := s.merge(values, c); err != nil {

@@ -254,7 +254,6 @@ func TestIdleAndAbsoluteLifetime(t *testing.T) {
 		values, _ := serializer{}.Serialize(&gorilla.Session{Values: map[any]any{"user": "bob"}})
 		call := store.call(t.Context(), t.Context(), "")
 		call.key, call.start = key, time.Now().Add(-ago).UnixMilli()
-		call.circuit = store.circuits.Of(key)
 		c.Del(t.Context(), key)
 		if err := call.set(values); err != nil {
 			t.Fatal(err)
