@@ -3,7 +3,7 @@ package session
 import (
 	"cmp"
 	"context"
-		"crypto/sha256"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"

@@ -67,11 +67,11 @@ var troubles = map[string]trouble{
 	"READONLY": {
 		func(tb testing.TB, _ *rig.RedisServer, admin *redis.Client) {
 			tb.Helper()
-			_ = admin.SlaveOf(tb.Context(), "127.0.0.1", "1").Err() // of nobody
+			_ = admin.ReplicaOf(tb.Context(), "127.0.0.1", "1").Err() // of nobody
 		},
 		func(tb testing.TB, _ *rig.RedisServer, admin *redis.Client) {
 			tb.Helper()
-			_ = admin.SlaveOf(tb.Context(), "NO", "ONE").Err()
+			_ = admin.ReplicaOf(tb.Context(), "NO", "ONE").Err()
 		},
 	},
 	"NOAUTH": {
@@ -150,7 +150,7 @@ func awayAndBack(t *testing.T, c *redis.Client, addr string, begin, end func()) 
 	}
 	end()
 
-	rig.Poll(t, 15*time.Second, func() error { return here.becomes(known, "user", "bob", Live) })
+	rig.Poll(t, 15*time.Second, func() error { return here.becomes(known, "user", "bob") })
 	here.wants(unknown, "user", "eve", Live)
 	here.wants(known, "x", nil, Live)
 	if all := told.take(); len(all) != 1 || all[0] != Live {
@@ -175,7 +175,7 @@ func TestAKilledRedisIsFoundAgain(t *testing.T) {
 			s.wants(b, "user", "bob", Stale)
 		}
 		r.Restart() // empty: the session is gone
-		rig.Poll(t, 15*time.Second, func() error { return s.becomes(b, "user", nil, Live) })
+		rig.Poll(t, 15*time.Second, func() error { return s.becomes(b, "user", nil) })
 		if all := told.take(); len(all) != 2 || all[0] != Stale || all[1] != Live {
 			t.Errorf("OnState was told %v", all)
 		}
@@ -368,7 +368,7 @@ func TestALogoutWhileRedisIsAwayHoldsHere(t *testing.T) {
 	}
 	s.wants(stolen, "user", nil, Unavailable)
 	r.Resume()
-	rig.Poll(t, 15*time.Second, func() error { return s.becomes(waits, "k", 1, Live) })
+	rig.Poll(t, 15*time.Second, func() error { return s.becomes(waits, "k", 1) })
 	s.wants(stolen, "user", nil, Live)
 	rig.Poll(t, 5*time.Second, func() error {
 		if n := adminOf(t, r.Addr).DBSize(t.Context()).Val(); n != 1 {

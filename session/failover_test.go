@@ -114,7 +114,7 @@ func TestASentinelFailoverIsServedThroughout(t *testing.T) {
 	})
 	promoted := time.Since(killed)
 	rig.Poll(t, 20*time.Second, func() error {
-		return s.becomes(settled, "user", "bob", Live)
+		return s.becomes(settled, "user", "bob")
 	})
 	// Enough to see that it stays so.
 	for _, w := range []*counter{{b: settled}, {b: newBrowser()}} {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"slices"
 
 	"github.com/gin-contrib/sessions"
 	"github.com/gin-gonic/gin"
@@ -179,7 +180,7 @@ func flashKey(vars []string) string {
 func (m *session) AddFlash(value any, vars ...string) {
 	key := flashKey(vars)
 	flashes, _ := m.load()[key].([]any)
-	m.Set(key, append(flashes[:len(flashes):len(flashes)], value))
+	m.Set(key, append(slices.Clip(flashes), value))
 }
 
 func (m *session) Flashes(vars ...string) []any {
@@ -232,7 +233,7 @@ type writer struct {
 }
 
 func (w *writer) before() {
-	if w.session.hold != nil && !w.ResponseWriter.Written() {
+	if w.session.hold != nil && !w.Written() {
 		w.session.finish()
 	}
 }

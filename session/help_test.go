@@ -101,9 +101,9 @@ func (s *site) do(b *browser, handler gin.HandlerFunc) *httptest.ResponseRecorde
 }
 
 // set has the session saved with this value.
-func (s *site) set(b *browser, key, value any) *httptest.ResponseRecorder {
+func (s *site) set(b *browser, key, value any) {
 	s.tb.Helper()
-	return s.do(b, func(c *gin.Context) {
+	s.do(b, func(c *gin.Context) {
 		sessions.Default(c).Set(key, value)
 		if err := sessions.Default(c).Save(); err != nil {
 			s.tb.Errorf("set %v: %v", key, err)
@@ -125,10 +125,11 @@ func (s *site) wants(b *browser, key, value any, state State) {
 	}
 }
 
-// becomes waits until requests are served like that.
-func (s *site) becomes(b *browser, key, value any, state State) error {
-	if v, is := s.get(b, key); v != value || is != state {
-		return fmt.Errorf("%v is %v, %v; want %v, %v", key, v, is, value, state)
+// becomes is nil once a value is read of Redis.
+func (s *site) becomes(b *browser, key, value any) error {
+	s.tb.Helper()
+	if v, state := s.get(b, key); v != value || state != Live {
+		return fmt.Errorf("%v is %v, %v; want %v, live", key, v, state, value)
 	}
 	return nil
 }

@@ -125,7 +125,6 @@ func appendMany(b []byte, v any, depth int) ([]byte, error) {
 	if depth == maxDepth {
 		return nil, errDeep
 	}
-	var err error
 	switch v := v.(type) {
 	case []byte:
 		if v != nil {
@@ -141,21 +140,11 @@ func appendMany(b []byte, v any, depth int) ([]byte, error) {
 		}
 	case []any:
 		if v != nil {
-			b = binary.AppendUvarint(append(b, kindList), uint64(len(v)))
-			for i := 0; i < len(v) && err == nil; i++ {
-				b, err = appendValue(b, v[i], depth+1)
-			}
-			return b, err
+			return appendList(b, v, depth)
 		}
 	case map[string]any:
 		if v != nil {
-			b = binary.AppendUvarint(append(b, kindMap), uint64(len(v)))
-			for k, e := range v {
-				if b, err = appendValue(appendText(b, kindString, k), e, depth+1); err != nil {
-					return nil, err
-				}
-			}
-			return b, nil
+			return appendMap(b, v, depth)
 		}
 	}
 	var buf bytes.Buffer
@@ -163,6 +152,24 @@ func appendMany(b []byte, v any, depth int) ([]byte, error) {
 		return nil, err
 	}
 	return appendText(b, kindGob, buf.String()), nil
+}
+
+func appendList(b []byte, v []any, depth int) (_ []byte, err error) {
+	b = binary.AppendUvarint(append(b, kindList), uint64(len(v)))
+	for i := 0; i < len(v) && err == nil; i++ {
+		b, err = appendValue(b, v[i], depth+1)
+	}
+	return b, err
+}
+
+func appendMap(b []byte, v map[string]any, depth int) (_ []byte, err error) {
+	b = binary.AppendUvarint(append(b, kindMap), uint64(len(v)))
+	for k, e := range v {
+		if b, err = appendValue(appendText(b, kindString, k), e, depth+1); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
 }
 
 // A decoder takes values from rest until the first error.

@@ -229,13 +229,18 @@ func (o *Options) check() error {
 			return fmt.Errorf("session: Keys[%d] has %d bytes, %d are the least", i, len(k), minKey)
 		}
 	}
-	c := o.Cookie
-	cookie := http.Cookie{Name: "x", Path: c.Path, Domain: c.Domain}
 	switch {
 	case o.Idle < time.Millisecond || o.Absolute < time.Millisecond || o.Timeout < time.Millisecond:
 		return fmt.Errorf("session: Idle %v, Absolute %v, Timeout %v: each has to be a millisecond at least", o.Idle, o.Absolute, o.Timeout)
 	case o.MaxBytes < 0 || o.StaleEntries < 0:
 		return fmt.Errorf("session: MaxBytes %d, StaleEntries %d: neither may be negative", o.MaxBytes, o.StaleEntries)
+	}
+	return o.Cookie.check()
+}
+
+func (c *Cookie) check() error {
+	cookie := http.Cookie{Name: "x", Path: c.Path, Domain: c.Domain}
+	switch {
 	case c.Secure && c.Insecure:
 		return errors.New("session: a cookie cannot be Secure and Insecure")
 	case c.Insecure && (c.SameSite == http.SameSiteNoneMode || c.Partitioned):

@@ -13,7 +13,10 @@ import (
 func TestGinContribsSuitePasses(t *testing.T) {
 	gin.SetMode(gin.ReleaseMode)
 	addr := rig.Redis(t).Addr
-	newStore := func(t *testing.T) sessions.Store { return newStore(t, clientOf(t, addr), Options{}) }
+	newStore := func(t *testing.T) sessions.Store {
+		t.Helper()
+		return newStore(t, clientOf(t, addr), Options{})
+	}
 	t.Run("GetSet", func(t *testing.T) { tester.GetSet(t, newStore) })
 	t.Run("DeleteKey", func(t *testing.T) { tester.DeleteKey(t, newStore) })
 	t.Run("Flashes", func(t *testing.T) { tester.Flashes(t, newStore) })
