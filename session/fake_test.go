@@ -30,7 +30,7 @@ func newFake() *fakeRedis { return &fakeRedis{data: make(map[string]fakeRecord)}
 
 func (f *fakeRedis) client(tb testing.TB) *redis.Client {
 	tb.Helper()
-	c := redis.NewClient(&redis.Options{ContextTimeoutEnabled: true})
+	c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", ContextTimeoutEnabled: true}) // no name to look up
 	c.AddHook(f)
 	tb.Cleanup(func() { _ = c.Close() })
 	return c
