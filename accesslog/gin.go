@@ -2,8 +2,6 @@ package accesslog
 
 import (
 	"context"
-	"errors"
-	"net/http"
 	"strings"
 	"time"
 
@@ -101,10 +99,10 @@ func (lg *logger) write(c *gin.Context, e *entry, done bool) {
 	latency := time.Since(e.start)
 	l := line{
 		method: e.method, path: e.path, query: e.query, requestID: e.id,
-		status: c.Writer.Status(), size: max(c.Writer.Size(), 0),
+		size:    max(c.Writer.Size(), 0),
 		latency: latency, slow: lg.slow > 0 && latency > lg.slow,
 	}
-	l.end(c, e.ctx, done)
+	l.status, l.aborted = refusal.Status(c, e.ctx, done)
 	ce := lg.log.Check(l.level(), "request")
 	if ce == nil {
 		return
@@ -128,22 +126,6 @@ func (lg *logger) write(c *gin.Context, e *entry, done bool) {
 	}()
 	if lg.add != nil {
 		f = lg.add(c, f)
-	}
-}
-
-// end corrects the status and aborted by how the request ended.
-func (l *line) end(c *gin.Context, ctx context.Context, done bool) {
-	end := refusal.EndOf(c)
-	switch {
-	case end == refusal.EndGone || ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled):
-		// a server that ends its requests gives another cause
-		l.status = refusal.StatusClientClosedRequest
-	case done:
-	case !c.Writer.Written():
-		l.status = http.StatusInternalServerError
-		l.aborted = end == refusal.EndAborted
-	default:
-		l.aborted = true
 	}
 }
 

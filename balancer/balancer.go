@@ -190,6 +190,16 @@ func (b *Balancer) Services() []string {
 	return names
 }
 
+// Budget is how many retries of service the budget would pay for now, see [Retry]. It is 0 for a service that
+// has not been called yet.
+func (b *Balancer) Budget(service string) float64 {
+	s := (*b.services.Load())[service]
+	if s == nil {
+		return 0
+	}
+	return s.budget.left(time.Now(), s.seq.Load())
+}
+
 // Close ends all watches and probes, waits for them, and closes idle connections. Calls that run may
 // end; new ones get ErrClosed. It returns nil, also when called again.
 func (b *Balancer) Close() error {

@@ -94,6 +94,14 @@ func (b *budget) take(now time.Time, calls uint64, spare bool) bool {
 	return true
 }
 
+// left is how many retries take would pay for now.
+func (b *budget) left(now time.Time, calls uint64) float64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fill(now, calls)
+	return b.paid + b.free
+}
+
 // fill brings both accounts up to now. What calls paid in runs out evenly over the window.
 func (b *budget) fill(now time.Time, calls uint64) {
 	fresh := b.perCall * float64(calls-b.lastCall)

@@ -359,6 +359,11 @@ func TestABudgetOpensWithTenSecondsOfItsMinimum(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b budget
 		b.open(Retry{}.orDefault(), time.Now(), 5)
+		if left := b.left(time.Now(), 15); left != 102 {
+			t.Errorf("%v retries left at the start and after 10 calls, want 100 + 2", left)
+		}
+		b.open(Retry{}.orDefault(), time.Now(), 5)
+		b.paid = 0
 		n := 0
 		for b.take(time.Now(), 5, false) {
 			n++
@@ -605,6 +610,9 @@ func TestHedgesArePaidFromTheBudget(t *testing.T) {
 		}
 		if tries := len(p.asked()); tries != 10 {
 			t.Errorf("%d tries of 10 calls without a budget", tries)
+		}
+		if left := b.Budget("orders") + b.Budget("nobody called"); left != 0 {
+			t.Errorf("%v retries left of none", left)
 		}
 	})
 }

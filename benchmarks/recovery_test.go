@@ -15,9 +15,11 @@ import (
 )
 
 // toNowhere is a logger that encodes each line as JSON, as in production, and throws it away.
-func toNowhere() *zap.Logger {
+func toNowhere() *zap.Logger { return jsonTo(io.Discard) }
+
+func jsonTo(w io.Writer) *zap.Logger {
 	enc := zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig())
-	return zap.New(zapcore.NewCore(enc, zapcore.AddSync(io.Discard), zapcore.InfoLevel))
+	return zap.New(zapcore.NewCore(enc, zapcore.AddSync(w), zapcore.InfoLevel))
 }
 
 // answer is a http.ResponseWriter that keeps the status and nothing else.

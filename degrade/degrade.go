@@ -15,6 +15,9 @@
 // rule that waits (its For is not zero) keeps what it has seen through a gap as long as For: the gap
 // neither fires nor clears it.
 //
+// The score decides what to switch off. How many requests to let in at all is for a [Concurrency] limit, off by
+// default, which sheds an overload before the score has to act.
+//
 // [Controller.Degraded] is one atomic load and [Controller.Observe] two atomic adds; neither reads a
 // clock, takes a lock or allocates. One goroutine of the Controller, which [Controller.Close] ends, reads
 // the counters and all signals four times a second: what is said here of a time is true to a quarter of a

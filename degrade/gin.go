@@ -20,6 +20,7 @@ type guard struct {
 	controller *Controller
 	fallback   gin.HandlerFunc
 	essential  func(*gin.Context) bool
+	limit      *Concurrency
 }
 
 // WithFallback answers in the handler's place while the service is degraded. It runs on the request's
@@ -30,6 +31,11 @@ func WithFallback(h gin.HandlerFunc) Option { return func(g *guard) { g.fallback
 // WithEssential names the requests that are never degraded: their handlers run, and their answers are
 // observed, as if all were well.
 func WithEssential(f func(*gin.Context) bool) Option { return func(g *guard) { g.essential = f } }
+
+// WithConcurrency also refuses what would not find a slot of l, in the way of a degraded service, with a
+// Retry-After of one second. What is essential is never refused, but takes a slot. Nil, or without this Option:
+// off.
+func WithConcurrency(l *Concurrency) Option { return func(g *guard) { g.limit = l } }
 
 // Middleware observes every request; while degraded, requests that are not essential get the fallback, or
 // 503 with Retry-After (Options.RecoverFor, or what is left of the time of Force) and problem+json, and
@@ -51,11 +57,19 @@ func (g *guard) serve(c *gin.Context) {
 	d := g.controller
 	d.inFlight.Add(1)
 	defer d.inFlight.Add(-1)
-	if d.Degraded() && (g.essential == nil || !g.essential(c)) {
-		g.refuse(c)
+	essential := g.essential != nil && (g.limit != nil || d.Degraded()) && g.essential(c)
+	if !essential && d.Degraded() {
+		g.refuse(c, d.retryAfter())
 		return
 	}
-	r := request{controller: d, ctx: c.Request.Context(), start: time.Now()}
+	if g.limit != nil {
+		if !g.limit.acquire(essential) {
+			g.refuse(c, time.Second)
+			return
+		}
+		defer g.limit.release()
+	}
+	r := request{limit: g.limit, controller: d, ctx: c.Request.Context(), start: time.Now()}
 	defer r.end(c)
 	if c.GetHeader("Upgrade") == "" {
 		c.Next()
@@ -69,7 +83,7 @@ func (g *guard) serve(c *gin.Context) {
 	r.returned = true
 }
 
-func (g *guard) refuse(c *gin.Context) {
+func (g *guard) refuse(c *gin.Context, retryAfter time.Duration) {
 	c.Header("X-Degraded", "true")
 	if g.fallback != nil {
 		refusal.Mark(c, "degrade")
@@ -81,13 +95,14 @@ func (g *guard) refuse(c *gin.Context) {
 		Status:     http.StatusServiceUnavailable,
 		Type:       "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
 		Detail:     "This service is overloaded and answers only what is essential.",
-		RetryAfter: max(g.controller.retryAfter(), 0),
+		RetryAfter: max(retryAfter, 0),
 	})
 }
 
 // A request is one whose handlers run.
 type request struct {
 	controller *Controller
+	limit      *Concurrency    // nil: off
 	ctx        context.Context // as it came: handlers may put another in its place, and end that
 	start      time.Time
 	stream     bool
@@ -104,6 +119,10 @@ func (r *request) end(c *gin.Context) {
 		r.controller.counters.addStream(!r.returned || status >= http.StatusInternalServerError)
 	default:
 		failed := !r.returned || status >= http.StatusInternalServerError || refusal.EndOf(c) == refusal.EndAborted
-		r.controller.Observe(time.Since(r.start), failed)
+		now := time.Now()
+		r.controller.Observe(now.Sub(r.start), failed)
+		if r.limit != nil {
+			r.limit.observe(r.start, now, failed)
+		}
 	}
 }

@@ -255,3 +255,40 @@ func TestAServiceThatOnlyRefusesFindsBack(t *testing.T) {
 		}
 	})
 }
+
+func TestWhatFindsNoSlotIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, limit := start(t, Options{}), NewConcurrency(ConcurrencyOptions{Initial: 4})
+		r := engine(d, func(c *gin.Context) {
+			if c.Query("panic") != "" {
+				panic("boom")
+			}
+			time.Sleep(time.Second)
+		}, WithConcurrency(limit), WithEssential(func(c *gin.Context) bool { return c.Query("essential") != "" }))
+		send := func(query string) *httptest.ResponseRecorder {
+			w := httptest.NewRecorder()
+			defer func() { _ = recover() }()
+			r.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/?"+query, nil))
+			return w
+		}
+		send("panic=1") // gives its slot back
+		for range 4 {
+			go send("")
+		}
+		synctest.Wait()
+		if w := send(""); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") != "1" || w.Header().Get("X-Degraded") != "true" {
+			t.Errorf("the fifth of four: %d %v", w.Code, w.Header())
+		}
+		if w := send("essential=1"); w.Code != http.StatusOK {
+			t.Errorf("an essential one: %d", w.Code)
+		}
+		wait(time.Second)
+		if n := limit.InFlight(); n != 0 {
+			t.Errorf("%d in flight when all have ended", n)
+		}
+		if w := send(""); w.Code != http.StatusOK {
+			t.Errorf("when all have ended: %d", w.Code)
+		}
+		wantCounts(t, "all", d, sample{requests: 7, failed: 1, timed: 7, nanos: uint64(6 * time.Second)})
+	})
+}

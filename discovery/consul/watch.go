@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/highball-go/highball/discovery"
 )
@@ -87,6 +88,20 @@ func (c *Consul) leave(service string, w *watch) {
 	}
 }
 
+// Age is how long ago Consul last answered, by watched service; one that it has not answered for yet is left
+// out. While all is well that is at most Options.Wait and a little, for that is how long a poll may take.
+func (c *Consul) Age() map[string]time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ages := make(map[string]time.Duration, len(c.watches))
+	for service, w := range c.watches {
+		if at := w.answered.Load(); at != nil {
+			ages[service] = time.Since(*at)
+		}
+	}
+	return ages
+}
+
 // A watch is what the users of one service share. Its poll writes now, they read it.
 type watch struct {
 	users  int // guarded by Consul.mu
@@ -94,6 +109,8 @@ type watch struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the poll has ended
 	now    atomic.Pointer[news]
+
+	answered atomic.Pointer[time.Time] // by Consul, last; nil: never
 }
 
 // news is replaced, never changed; next is closed when later news are in its place.
@@ -107,6 +124,8 @@ type news struct {
 
 // found is called after a query that succeeded. A set equal to the last one is none.
 func (w *watch) found(in []discovery.Instance) {
+	answered := time.Now()
+	w.answered.Store(&answered)
 	old := w.now.Load()
 	same := old.set > 0 && slices.EqualFunc(old.instances, in, discovery.Instance.Equal)
 	switch {

@@ -271,3 +271,30 @@ func TestBackoffIsJitteredAndAtMostTenSeconds(t *testing.T) {
 		}
 	}
 }
+
+func TestAgeIsTheTimeSinceConsulLastAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		f.set("orders", "a")
+		c := New(f.client(t), Options{Wait: time.Minute})
+		expect(t, follow(t.Context(), c, "orders"), "a")
+		f.respond(fail)
+		time.Sleep(time.Hour)
+		got := c.Age()
+		// One poll may have been answered after a minute and its sixteenth.
+		if d := got["orders"]; len(got) != 1 || d < 58*time.Minute || d > time.Hour {
+			t.Errorf("Age = %v, want about an hour", got)
+		}
+		f.respond(nil)
+		time.Sleep(time.Minute + 15*time.Second)
+		if d := c.Age()["orders"]; d > time.Minute+5*time.Second {
+			t.Errorf("Age = %v after Consul is back, want a poll's time at most", d)
+		}
+		f.respond(fail)
+		follow(t.Context(), c, "users")
+		synctest.Wait()
+		if _, ok := c.Age()["users"]; ok {
+			t.Error("a service that Consul never answered for has an age")
+		}
+	})
+}

@@ -1,7 +1,9 @@
 package refusal
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"time"
 
@@ -37,6 +39,24 @@ func EndOf(c *gin.Context) End {
 	v, _ := c.Get(endKey{})
 	e, _ := v.(End)
 	return e
+}
+
+// Status is how a request ended for who counts or logs it: the status, which is 499 when the client has gone
+// and 500 when a panic passes, and aborted when the answer breaks off whatever its status line says. ctx is
+// the context that the request came in with; done is false while a panic passes.
+func Status(c *gin.Context, ctx context.Context, done bool) (status int, aborted bool) {
+	end := EndOf(c)
+	switch {
+	case end == EndGone || ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled):
+		// a server that ends its requests gives another cause
+		return StatusClientClosedRequest, false
+	case done:
+		return c.Writer.Status(), false
+	case !c.Writer.Written():
+		return http.StatusInternalServerError, end == EndAborted
+	default:
+		return c.Writer.Status(), true
+	}
 }
 
 // Problem is an answer by RFC 9457.

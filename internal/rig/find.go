@@ -10,6 +10,12 @@ import (
 	"testing"
 )
 
+// Tool returns the path of a program that ends by itself, such as promtool: see find.
+func Tool(tb testing.TB, name, install string) string {
+	tb.Helper()
+	return find(tb, server{binary: name, install: install})
+}
+
 // find returns the path of s's binary: in PATH, else in the folder .bin beside a go.mod above us (`make
 // servers` puts Consul there), else where Debian puts daemons.
 func find(tb testing.TB, s server) string {
