@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 
 	"github.com/boj/redistore"
@@ -20,13 +21,16 @@ import (
 
 var sessionKey = []byte("0123456789abcdef0123456789abcdef")
 
-// sessionPeer is a service whose every request has the same session of three values, which its handlers read,
-// or read and write.
+// sessionPeer is a service whose requests have sessions of three values, which its handlers read, or read and
+// write.
 type sessionPeer struct {
-	impl   string
-	engine *gin.Engine
-	cookie string
+	impl    string
+	engine  *gin.Engine
+	cookies []string
+	turn    atomic.Uint32
 }
+
+const manySessions = 64 // in turn: requests at the same time are of different ones
 
 // newSessionPeer logs in.
 func newSessionPeer(b *testing.B, impl string, middleware gin.HandlerFunc) *sessionPeer {
@@ -57,22 +61,28 @@ func newSessionPeer(b *testing.B, impl string, middleware gin.HandlerFunc) *sess
 		}
 		c.Status(http.StatusNoContent)
 	})
-	w := httptest.NewRecorder()
-	p.engine.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/login", nil))
-	cookies := w.Result().Cookies()
-	if len(cookies) != 1 {
-		b.Fatalf("%s: %d cookies after the login", impl, len(cookies))
+	for range manySessions {
+		w := httptest.NewRecorder()
+		p.engine.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/login", nil))
+		cookies := w.Result().Cookies()
+		if len(cookies) != 1 {
+			b.Fatalf("%s: %d cookies after the login", impl, len(cookies))
+		}
+		p.cookies = append(p.cookies, cookies[0].Name+"="+cookies[0].Value)
 	}
-	p.cookie = cookies[0].Name + "=" + cookies[0].Value
 	return p
 }
 
 // do sends a request to a path, and reports whether its handler was content.
 func (p *sessionPeer) do(path string) func() bool {
-	request := httptest.NewRequest(http.MethodGet, path, nil)
-	request.Header.Set("Cookie", p.cookie)
+	var requests []*http.Request
+	for _, cookie := range p.cookies {
+		r := httptest.NewRequest(http.MethodGet, path, nil)
+		r.Header.Set("Cookie", cookie)
+		requests = append(requests, r)
+	}
 	return func() bool {
-		r := *request // gorilla/sessions changes it
+		r := *requests[p.turn.Add(1)%manySessions] // gorilla/sessions changes it
 		w := sessionWriter{header: make(http.Header)}
 		p.engine.ServeHTTP(&w, &r)
 		return w.status == http.StatusNoContent

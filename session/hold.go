@@ -16,7 +16,7 @@ type hold struct {
 	name   string
 	ticket ticket // of the cookie, if that is ours
 	id     string // of the session that is stored; "": none is yet
-	key    string // of it in Redis
+	call   *call  // that read it, to be used again
 	record string // as it was read or written last
 	start  int64  // when it began, ms; 0: not known
 	state  State
@@ -58,7 +58,7 @@ func (s *Store) load(r *http.Request, h *hold) map[any]any {
 	case c.err != nil:
 		return s.degrade(h, c)
 	case found:
-		h.id, h.key, h.record = h.ticket.id, c.key, c.record
+		h.id, h.call, h.record = h.ticket.id, c, c.record
 		h.start, _ = began(c.record)
 		h.due = !h.ticket.newest || s.halfOver(h.ticket.made)
 		return values
@@ -109,14 +109,18 @@ func (s *Store) save(r *http.Request, h *hold, values map[any]any) error {
 	asked := context.WithoutCancel(r.Context())
 	ctx, cancel := context.WithTimeout(asked, s.o.Timeout)
 	defer cancel()
-	c := s.call(ctx, asked, id)
-	c.key, c.from, c.start = h.key, h.record, h.start
+	c := h.call
+	if c == nil {
+		c = s.call(ctx, asked, id)
+	}
+	c.ctx, c.asked, c.from, c.start = ctx, asked, h.record, h.start
+	c.conflict, c.err = "", nil
 	for {
 		if err := c.write(values); err != nil {
 			return s.notSaved(h, c, err)
 		}
 		if c.conflict == "" {
-			h.id, h.key, h.record, h.start = id, c.key, c.record, c.start
+			h.id, h.call, h.record, h.start = id, c, c.record, c.start
 			return nil
 		}
 		if err := s.merge(values, c); err != nil {
