@@ -175,7 +175,7 @@ func (c *call) name(key string) {
 	c.key = key
 	if len(c.id) == idLen {
 		sum := sha256.Sum256([]byte(c.id))
-		c.key = strings.TrimSuffix(key, c.id) + encoding.EncodeToString(sum[:])
+		c.key = string(encoding.AppendEncode(append(make([]byte, 0, 96), strings.TrimSuffix(key, c.id)...), sum[:]))
 	}
 }
 

@@ -202,6 +202,7 @@ func (s *Store) regenerate(r *http.Request, h *hold, values map[any]any) error {
 		*h = *moved
 		if err != nil { // the old one may live on in Redis, but no longer here
 			s.copies.end(c.key)
+			s.failed(&hold{state: Stale, err: err}, c)
 			return fmt.Errorf("the id before may still be valid until it expires: %w", err)
 		}
 		return nil

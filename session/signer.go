@@ -51,8 +51,9 @@ type signer struct {
 
 type mac struct {
 	hash.Hash
-	sum [sha256.Size]byte
-	raw [cookieOf]byte
+	sum  [sha256.Size]byte
+	raw  [cookieOf]byte
+	text [(cookieOf*8 + 5) / 6]byte // base64 of that
 }
 
 func newSigner(keys [][]byte) *signer {
@@ -96,11 +97,11 @@ func (s *signer) encode(name, id string, now time.Time) string {
 	binary.BigEndian.PutUint32(m.raw[idBytes+1:], uint32(now.Unix()))
 	m.sign(name)
 	copy(m.raw[signed:], m.sum[:])
-	return encoding.EncodeToString(m.raw[:])
+	return string(encoding.AppendEncode(m.text[:0], m.raw[:]))
 }
 
 func (s *signer) decode(name, value string) (t ticket, ok bool) {
-	if len(value) != encoding.EncodedLen(cookieOf) {
+	if len(value) != len(mac{}.text) {
 		return t, false
 	}
 	for i := range s.keys {
@@ -114,7 +115,7 @@ func (s *signer) decode(name, value string) (t ticket, ok bool) {
 func (s *signer) decodeWith(i int, name, value string) (t ticket, ok bool) {
 	m := s.keys[i].Get().(*mac)
 	defer s.keys[i].Put(m)
-	if n, err := encoding.Decode(m.raw[:], []byte(value)); err != nil || n != cookieOf || m.raw[idBytes]&form == 0 {
+	if n, err := encoding.Decode(m.raw[:], m.text[:copy(m.text[:], value)]); err != nil || n != cookieOf || m.raw[idBytes]&form == 0 {
 		return t, false
 	}
 	m.sign(name)
@@ -126,7 +127,7 @@ func (s *signer) decodeWith(i int, name, value string) (t ticket, ok bool) {
 	if m.raw[idBytes]&fromRedistore != 0 {
 		t.id = stockIDs.EncodeToString(m.raw[:idBytes])
 	} else {
-		t.id = encoding.EncodeToString(m.raw[:idBytes])
+		t.id = string(encoding.AppendEncode(m.text[:0], m.raw[:idBytes]))
 	}
 	return t, true
 }

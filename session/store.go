@@ -79,6 +79,9 @@ func (s *Store) renew(w http.ResponseWriter, h *hold, o *gorilla.Options) {
 	}
 	h.due = false
 	value := s.signer.encode(h.name, h.id, time.Now())
+	if value == "" { // another codec's id, of a form that only its cookies can have
+		return
+	}
 	setCookie(w, gorilla.NewCookie(h.name, value, o))
 }
 
