@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -8,14 +9,17 @@ import (
 	"os"
 	"time"
 
+	ginsessions "github.com/gin-contrib/sessions"
 	"github.com/gin-gonic/gin"
 	"github.com/hashicorp/consul/api"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/highball-go/highball/breaker"
 	"github.com/highball-go/highball/degrade"
 	"github.com/highball-go/highball/discovery/consul"
 	"github.com/highball-go/highball/health"
 	"github.com/highball-go/highball/ratelimit"
+	"github.com/highball-go/highball/session"
 )
 
 // A config is what an instance is told.
@@ -29,6 +33,8 @@ type config struct {
 	Dependency string        // URL of what /dependency calls
 	Breaker    bool          // in front of it
 	Consul     string        // agent to register with
+	Sentinels  []string      // of the Redis that sessions are in
+	Master     string        // its name there
 }
 
 // serve is an instance: /work takes Work of one worker and then has its effect.
@@ -49,6 +55,11 @@ func serve(c config) error {
 	}
 	r.Any("/work", work)
 	r.GET("/dependency", dependency(c))
+	if len(c.Sentinels) > 0 {
+		if err := sessions(r, c); err != nil {
+			return err
+		}
+	}
 	if c.Consul != "" {
 		client, err := api.NewClient(&api.Config{Address: c.Consul})
 		if err != nil {
@@ -120,4 +131,33 @@ func dependency(c config) gin.HandlerFunc {
 		}
 		ctx.String(http.StatusOK, "fresh")
 	}
+}
+
+// sessions adds GET /session, which reads one, and POST /session, which adds one to its counter.
+func sessions(r *gin.Engine, c config) error {
+	client := redis.NewFailoverClient(&redis.FailoverOptions{SentinelAddrs: c.Sentinels, MasterName: c.Master, ContextTimeoutEnabled: true})
+	store, err := session.New(client, session.Options{Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}})
+	if err != nil {
+		return err
+	}
+	g := r.Group("/session", session.Middleware("session", store))
+	g.GET("", func(ctx *gin.Context) {
+		n, _ := ginsessions.Default(ctx).Get("n").(int)
+		if n == 0 { // a session that is not known: somebody was logged out
+			ctx.Status(http.StatusUnauthorized)
+			return
+		}
+		ctx.String(http.StatusOK, "%d", n)
+	})
+	g.POST("", func(ctx *gin.Context) {
+		s := ginsessions.Default(ctx)
+		n, _ := s.Get("n").(int)
+		s.Set("n", n+1)
+		if err := s.Save(); err != nil {
+			ctx.Status(http.StatusServiceUnavailable)
+			return
+		}
+		ctx.String(http.StatusOK, "%d", n+1)
+	})
+	return nil
 }
