@@ -15,7 +15,7 @@ func TestADependencyHangs(t *testing.T) {
 		nginx   bool
 	}{
 		{"the fallback alone", false, false},
-		{"Highball: a breaker too", true, false},
+		{"Highball: a breaker of 2 s too", true, false},
 		{"nginx, tuned, before the dependency", false, true},
 	} {
 		if !*full && !p.breaker {

@@ -100,7 +100,7 @@ func worker(c config) (gin.HandlerFunc, error) {
 func dependency(c config) gin.HandlerFunc {
 	transport := http.RoundTripper(&http.Transport{MaxIdleConnsPerHost: 256})
 	if c.Breaker {
-		transport = breaker.Transport(breaker.New("dependency", breaker.Options{SleepWindow: time.Second}), transport)
+		transport = breaker.Transport(breaker.New("dependency", breaker.Options{Window: 2 * time.Second, SleepWindow: time.Second}), transport)
 	}
 	client := &http.Client{Transport: transport, Timeout: time.Second}
 	return func(ctx *gin.Context) {

@@ -37,7 +37,14 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if *full {
+		if err := writeReport(); err != nil {
+			fmt.Fprintln(os.Stderr, "report:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }
 
 // start runs an instance as a process of its own.

@@ -9,6 +9,8 @@ import (
 
 	redigo "github.com/gomodule/redigo/redis"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/highball-go/highball/internal/outage"
 )
 
 // RedigoPool lets gin-contrib's own redis.NewStoreWithPool, or redistore, run on Sentinel or Cluster. Its
@@ -68,10 +70,6 @@ type pong struct{ notPiped }
 
 func (pong) Do(string, ...any) (any, error) { return "PONG", nil }
 
-const maxCalls = 128 // that run at once with a client that ignores deadlines
-
-var errBusy = errors.New("too many calls have not come back")
-
 // ask is a call of Redis, until the deadline of ctx, if it is not known to be away. asked is ctx or what it
 // was made of: if that has ended, the client has gone and Redis is not to blame.
 func ask[T any](ctx, asked context.Context, s *Store, key string, f func(context.Context) (T, error)) (v T, err error) {
@@ -81,7 +79,7 @@ func ask[T any](ctx, asked context.Context, s *Store, key string, f func(context
 			return v, ErrUnavailable
 		}
 	}
-	v, err = run(ctx, s, f)
+	v, err = outage.Call(ctx, s.caller, f)
 	switch {
 	case err == nil || errors.Is(err, redis.Nil):
 		circuit.Heard(true, probe, 0)
@@ -95,34 +93,6 @@ func ask[T any](ctx, asked context.Context, s *Store, key string, f func(context
 		circuit.Heard(false, probe, time.Now().UnixNano())
 	}
 	return v, fmt.Errorf("%w: %w", ErrUnavailable, err)
-}
-
-// run calls f here, or where the client ignores deadlines on a goroutine that may come back too late.
-func run[T any](ctx context.Context, s *Store, f func(context.Context) (T, error)) (v T, err error) {
-	if s.prompt {
-		return f(ctx)
-	}
-	select {
-	case s.slots <- struct{}{}:
-	default:
-		return v, errBusy
-	}
-	type result struct {
-		v   T
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		defer func() { <-s.slots }()
-		v, err := f(ctx)
-		done <- result{v, err}
-	}()
-	select {
-	case r := <-done:
-		return r.v, r.err
-	case <-ctx.Done():
-		return v, ctx.Err()
-	}
 }
 
 // refusesWrites reports whether Redis is there and only takes no writes at the moment: it is out of memory,

@@ -344,9 +344,6 @@ func TestManyRequestsAtOnceWaitForAHungRedisOnce(t *testing.T) {
 			if took := time.Since(began); took > 10*time.Second {
 				t.Errorf("it took %v", took)
 			}
-			if n := len(store.slots); n > maxCalls {
-				t.Errorf("%d calls", n)
-			}
 		})
 	}
 }

@@ -171,8 +171,7 @@ type Store struct {
 	verbatim atomic.Pointer[gorilla.Options] // set by Options
 
 	circuits outage.Group
-	prompt   bool          // the client gives up in time by itself
-	slots    chan struct{} // of the calls that run while no request waits for them
+	caller   *outage.Caller
 	health   health
 	copies   copies
 	holds    holds
@@ -198,8 +197,7 @@ func New(client redis.UniversalClient, o Options) (*Store, error) {
 	s := &Store{
 		client: client, o: o, signer: newSigner(o.Keys),
 		circuits: outage.For(client, 3*o.Timeout/2, max(3*o.Timeout/2, longestPause)),
-		prompt:   outage.Prompt(client),
-		slots:    make(chan struct{}, maxCalls),
+		caller:   outage.NewCaller(client),
 		health:   health{onState: o.OnState},
 		copies:   newCopies(o.StaleEntries),
 	}
