@@ -69,8 +69,9 @@ func Regenerate(c *gin.Context) error {
 	case headersOut(m.out.ResponseWriter):
 		return ErrTooLate
 	}
+	before := m.hold.id
 	err := m.store.regenerate(m.request, m.hold, m.values)
-	if m.hold.due { // it has moved
+	if m.hold.id != before { // what was changed has moved
 		m.written = false
 	}
 	m.store.renew(m.out.ResponseWriter, m.hold, &m.options)

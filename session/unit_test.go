@@ -286,6 +286,27 @@ func TestALostReplyIsNoConflict(t *testing.T) {
 	s.wants(b, "n", 2, Live)
 }
 
+func TestARegenerateThatFailsForgetsNoChange(t *testing.T) {
+	s, f := fakeSite(t, Options{})
+	b := newBrowser()
+	s.set(b, "n", 1)
+	old, _ := newSigner([][]byte{testKey}).decode("session", b.cookies["session"])
+	b.cookies["session"] = newSigner([][]byte{testKey}).encode("session", old.id, time.Now().Add(-time.Hour)) // it is due
+	s.do(b, func(c *gin.Context) {
+		session := sessions.Default(c)
+		session.Set("n", 2)
+		f.fail(errors.New("gone"))
+		if err := Regenerate(c); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("Regenerate: %v", err)
+		}
+		if err := session.Save(); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("Save: %v", err)
+		}
+	})
+	f.fail(nil)
+	s.wants(b, "n", 1, Live)
+}
+
 func TestWithoutAChangeNothingIsWritten(t *testing.T) {
 	s, f := fakeSite(t, Options{})
 	b := newBrowser()
