@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"log"
 	"net/http"
 	"os"
@@ -52,6 +53,9 @@ func run() error {
 	rate, err1 := strconv.ParseFloat(env("RATE", "100"), 64)
 	drainDelay, err2 := time.ParseDuration(env("DRAIN_DELAY", "3s"))
 	grace, err3 := time.ParseDuration(env("GRACE", "25s"))
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return fmt.Errorf("RATE, DRAIN_DELAY or GRACE: %w", err)
+	}
 	redisAddrs, password := strings.Fields(env("REDIS_ADDRS", "")), env("PASSWORD", "")
 	sessionKeys, tokenKeys := bytes.Fields([]byte(env("SESSION_KEYS", ""))), bytes.Fields([]byte(env("TOKEN_KEYS", "")))
 	if len(redisAddrs) == 0 { // alone, on a developer's machine: all ends with the process
@@ -114,8 +118,10 @@ func run() error {
 
 	gin.SetMode(gin.ReleaseMode)
 	r := gin.New()
-	err9 := r.SetTrustedProxies(strings.Fields(env("TRUSTED_PROXIES", "")))
-	if err := errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9); err != nil {
+	if err := r.SetTrustedProxies(strings.Fields(env("TRUSTED_PROXIES", ""))); err != nil {
+		return fmt.Errorf("TRUSTED_PROXIES: %w", err)
+	}
+	if err := errors.Join(err4, err5, err6, err7, err8); err != nil {
 		return err
 	}
 	health.Register(h, r) // in front of the chain: probes are not logged, limited or shed

@@ -50,7 +50,7 @@ func (p *Process) Terminate() {
 // Build compiles the program in a folder, which is relative to that of the test, and returns its path.
 func Build(tb testing.TB, folder string) string {
 	tb.Helper()
-	path := filepath.Join(tb.TempDir(), filepath.Base(folder))
+	path := filepath.Join(tb.TempDir(), "program")
 	if out, err := exec.Command("go", "build", "-o", path, folder).CombinedOutput(); err != nil { //nolint:noctx // it ends
 		tb.Fatalf("rig: building %s: %v: %s", folder, err, out)
 	}
