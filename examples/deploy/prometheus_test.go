@@ -194,6 +194,13 @@ func TestEveryPanelHasDataAndEveryAlertFires(t *testing.T) {
 	}
 	end()
 
+	t.Log("Redis is killed")
+	s.redis.Kill()
+	end = s.under(user, 10, one+"/me")
+	s.fires("SessionsWithoutRedis", 15*time.Second)
+	end()
+	s.redis.Restart()
+
 	t.Log("Consul is killed, and the peer of one instance fails")
 	s.consul.Kill()
 	s.peer.mode.Store("down")
@@ -214,12 +221,6 @@ func TestEveryPanelHasDataAndEveryAlertFires(t *testing.T) {
 	t.Log("too many requests")
 	end = s.under(user, 500, one+"/me")
 	s.fires("RateLimited", 15*time.Second)
-	end()
-
-	t.Log("Redis is killed")
-	s.redis.Kill()
-	end = s.under(user, 10, one+"/me")
-	s.fires("SessionsWithoutRedis", 15*time.Second)
 	end()
 
 	s.fires("RegistrySilent", 30*time.Second)
