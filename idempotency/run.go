@@ -116,7 +116,7 @@ func (r *run) confirm() error {
 	case r.ended || time.Since(r.heard) < r.s.o.Lease/2:
 		return nil
 	}
-	return r.hold(r)
+	return r.hold(r.asking)
 }
 
 // finish replaces the lock by record, or frees the key if that is empty. What Redis does not take now it is offered
