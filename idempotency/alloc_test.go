@@ -15,8 +15,8 @@ func TestAllocNothingWithoutAKey(t *testing.T) {
 	middleware := Middleware(s)
 	c, _ := gin.CreateTestContext(httptest.NewRecorder())
 	for name, r := range map[string]*http.Request{
-		"no key":         httptest.NewRequest("POST", "/", nil),
-		"another method": httptest.NewRequest("GET", "/", nil),
+		"no key":         httptest.NewRequest(http.MethodPost, "/", nil),
+		"another method": httptest.NewRequest(http.MethodGet, "/", nil),
 	} {
 		if name == "another method" {
 			r.Header.Set("Idempotency-Key", "k")

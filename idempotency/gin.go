@@ -177,7 +177,7 @@ func settles(c *gin.Context, r *run) bool {
 
 // record is what Redis keeps of the answer in w, or "" for one that broke off.
 func (s *Store) record(w *recorder, fingerprint [fingerprintSize]byte) string {
-	if w.ResponseWriter.Written() && !w.began {
+	if w.Written() && !w.began {
 		w.stream() // it went past us
 	}
 	w.begin(w.Header())

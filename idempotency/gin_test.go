@@ -116,7 +116,7 @@ func TestScopesShareNoKey(t *testing.T) {
 	h := engine(s, func(c *gin.Context) { c.String(200, c.GetHeader("X-User")) })
 	for range 2 {
 		for _, user := range []string{"ann", "bob"} {
-			r := httptest.NewRequest("POST", "/run", nil)
+			r := httptest.NewRequest(http.MethodPost, "/run", nil)
 			r.Header.Set("Idempotency-Key", "k")
 			r.Header.Set("X-User", user)
 			w := httptest.NewRecorder()
@@ -133,7 +133,7 @@ func TestABadKeyIs400(t *testing.T) {
 	h := engine(New(nil, o), func(*gin.Context) { t.Error("it ran") })
 	wantProblem(t, send(h, "POST", "/run", "", ""), 400, "")
 	wantProblem(t, send(h, "POST", "/run", strings.Repeat("x", 256), ""), 400, "")
-	r := httptest.NewRequest("POST", "/run", nil)
+	r := httptest.NewRequest(http.MethodPost, "/run", nil)
 	r.Header["Idempotency-Key"] = []string{"a", "b"}
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
@@ -146,7 +146,7 @@ func TestALargeBodyIs413(t *testing.T) {
 	var runs int
 	h := engine(New(connect(t, rig.Redis(t).Addr), o), func(c *gin.Context) { runs++; c.Status(200) })
 	for _, declared := range []int64{9, -1} {
-		r := httptest.NewRequest("POST", "/run", strings.NewReader("123456789"))
+		r := httptest.NewRequest(http.MethodPost, "/run", strings.NewReader("123456789"))
 		r.ContentLength = declared
 		r.Header.Set("Idempotency-Key", "k")
 		w := httptest.NewRecorder()
@@ -156,7 +156,7 @@ func TestALargeBodyIs413(t *testing.T) {
 	if w := send(h, "POST", "/run", "k", "12345678"); w.Code != 200 || runs != 1 {
 		t.Errorf("%d, %d runs", w.Code, runs)
 	}
-	r := httptest.NewRequest("POST", "/run", io.MultiReader(strings.NewReader("1"), brokenReader{}))
+	r := httptest.NewRequest(http.MethodPost, "/run", io.MultiReader(strings.NewReader("1"), brokenReader{}))
 	r.Header.Set("Idempotency-Key", "l")
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
@@ -224,8 +224,10 @@ func TestLargeAndStreamedResponsesPassAndAre409OnRepeat(t *testing.T) {
 				t.Error(err)
 			}
 		}},
-		"events":   {"data: 1\n\n", func(c *gin.Context) { c.Data(200, "text/event-stream", []byte("data: 1\n\n")) }},
-		"bypassed": {"a", func(c *gin.Context) { _, _ = c.Writer.(interface{ Unwrap() http.ResponseWriter }).Unwrap().Write([]byte("a")) }},
+		"events": {"data: 1\n\n", func(c *gin.Context) { c.Data(200, "text/event-stream", []byte("data: 1\n\n")) }},
+		"bypassed": {"a", func(c *gin.Context) {
+			_, _ = c.Writer.(interface{ Unwrap() http.ResponseWriter }).Unwrap().Write([]byte("a"))
+		}},
 	} {
 		h := engine(s, c.handler)
 		if w := send(h, "POST", "/run", `"`+name+`"`, ""); w.Code != 200 || w.Body.String() != c.body {
@@ -350,7 +352,7 @@ func TestAClientThatGoesAwayGetsItsAnswerWhenItIsBack(t *testing.T) {
 		}
 		c.String(201, "done")
 	})
-	r := httptest.NewRequestWithContext(ctx, "POST", "/run", nil)
+	r := httptest.NewRequestWithContext(ctx, http.MethodPost, "/run", nil)
 	r.Header.Set("Idempotency-Key", "k")
 	h.ServeHTTP(httptest.NewRecorder(), r)
 	if w := send(h, "POST", "/run", "k", ""); w.Code != 201 || runs != 1 {

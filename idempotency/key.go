@@ -15,26 +15,31 @@ const maxKey = 255
 // here, or the bare text that most clients send, of visible ASCII but for the quote and the comma. Both name the same key.
 func parseKey(v string) (key string, ok bool) {
 	v = strings.Trim(v, " \t")
-	if !strings.HasPrefix(v, `"`) {
-		return v, v != "" && len(v) <= maxKey && strings.IndexFunc(v, func(r rune) bool {
-			return r <= ' ' || r > '~' || r == '"' || r == ','
-		}) < 0
+	if quoted, ok := strings.CutPrefix(v, `"`); ok {
+		return parseString(quoted)
 	}
+	return v, v != "" && len(v) <= maxKey && strings.IndexFunc(v, func(r rune) bool {
+		return r <= ' ' || r > '~' || r == '"' || r == ','
+	}) < 0
+}
+
+// parseString reads what follows the first quote.
+func parseString(v string) (key string, ok bool) {
 	var b []byte
-	for i := 1; i < len(v) && len(b) <= maxKey; i++ {
-		switch c := v[i]; {
-		case c == '"':
+	for i := 0; i < len(v) && len(b) <= maxKey; i++ {
+		c := v[i]
+		if c == '"' {
 			return string(b), len(b) > 0 && isParameters(v[i+1:])
-		case c == '\\':
+		}
+		if c < ' ' || c > '~' {
+			return "", false
+		}
+		if c == '\\' {
 			if i++; i == len(v) || v[i] != '"' && v[i] != '\\' {
 				return "", false
 			}
-			b = append(b, v[i])
-		case c < ' ' || c > '~':
-			return "", false
-		default:
-			b = append(b, c)
 		}
+		b = append(b, v[i])
 	}
 	return "", false
 }

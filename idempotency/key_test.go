@@ -10,12 +10,12 @@ func TestAKeyIsAStringOrBareText(t *testing.T) {
 	for in, want := range map[string]string{
 		`"8e03978e-40d5-43e8-bc93-6894a57f9324"`: "8e03978e-40d5-43e8-bc93-6894a57f9324",
 		`8e03978e-40d5-43e8-bc93-6894a57f9324`:   "8e03978e-40d5-43e8-bc93-6894a57f9324",
-		` "a b" `:                        "a b",
-		`"a\"b\\c"`:                      `a"b\c`,
-		`"a";v=1`:                        "a",
-		`order:7/x=`:                     "order:7/x=",
-		strings.Repeat("x", 255):         strings.Repeat("x", 255),
-		`"` + strings.Repeat("x", 255) + `"`: strings.Repeat("x", 255),
+		` "a b" `:                                "a b",
+		`"a\"b\\c"`:                              `a"b\c`,
+		`"a";v=1`:                                "a",
+		`order:7/x=`:                             "order:7/x=",
+		strings.Repeat("x", 255):                 strings.Repeat("x", 255),
+		`"` + strings.Repeat("x", 255) + `"`:     strings.Repeat("x", 255),
 	} {
 		if got, ok := parseKey(in); got != want || !ok {
 			t.Errorf("parseKey(%q) = %q, %v; want %q", in, got, ok, want)

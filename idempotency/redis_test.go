@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
@@ -95,6 +96,7 @@ func TestRedisAwayIs503AndNoRequestWaitsLong(t *testing.T) {
 }
 
 func garbageServer(t *testing.T) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -283,7 +285,7 @@ func TestARecordThatIsNotOursIsNeverTakenForAnAnswer(t *testing.T) {
 	client := connect(t, rig.Redis(t).Addr)
 	s := New(client, patient)
 	h := engine(s, func(*gin.Context) { t.Error("it ran") })
-	r := httptest.NewRequest("POST", "/run", nil)
+	r := httptest.NewRequest(http.MethodPost, "/run", nil)
 	fingerprint := fingerprintOf(r, nil)
 	name := s.nameOf("", "k")
 	client.Set(t.Context(), name, "d"+string(fingerprint[:])+"\xff", 0)
