@@ -144,6 +144,9 @@ func (s *Store) run(c *gin.Context, r *run, fingerprint [fingerprintSize]byte, b
 	c.Writer = w
 	ended := false
 	defer func() { // also when a panic passes
+		if outer.MultipartForm == nil {
+			outer.MultipartForm = c.Request.MultipartForm // net/http removes its files
+		}
 		c.Request, c.Writer = outer, writer
 		record := ""
 		if ended && settles(c, r) {
