@@ -38,8 +38,12 @@ var uses = map[string][]string{
 		"github.com/prometheus/client_golang/prometheus", "github.com/prometheus/client_golang/prometheus/promhttp",
 	},
 	"ratelimit":            {},
-	"ratelimit/redislimit": {"ratelimit", "github.com/redis/go-redis/v9"},
+	"ratelimit/redislimit": {"internal/outage", "ratelimit", "github.com/redis/go-redis/v9"},
 	"recovery":             {"internal/redact", "go.uber.org/zap", "go.uber.org/zap/zapcore"},
+	"session": {
+		"internal/outage", "github.com/boj/redistore", "github.com/gin-contrib/sessions", "github.com/gomodule/redigo/redis",
+		"github.com/gorilla/securecookie", "github.com/gorilla/sessions", "github.com/redis/go-redis/v9",
+	},
 
 	"internal/hijack":  {},
 	"internal/memnet":  {},

@@ -16,12 +16,13 @@ const (
 
 // ConcurrencyOptions configures [NewConcurrency]. The zero value is ready to use.
 type ConcurrencyOptions struct {
-	// Initial is the limit to begin with. Zero or less: 100.
+	// Initial is the limit to begin with, and the one to which it falls back when less than half of it is used.
+	// Zero or less: 20.
 	Initial int
 	// Max is the highest limit. Zero or less: 1000; less than 4: 4.
 	Max int
 	// Tolerance is how many times its calm value the mean latency may be before the limit is lowered. Not more
-	// than 1, or not finite: 1.5.
+	// than 1, or not finite: 1.25.
 	Tolerance float64
 }
 
@@ -30,12 +31,12 @@ type ConcurrencyOptions struct {
 // and takes no lock but once a window.
 //
 // A window is a quarter of a second or four times the calm latency, whichever is longer, and at least 20
-// requests. After each the limit is multiplied by what the mean latency is over Tolerance times the calm one (not
-// more than 1, not less than a half), and its square root is added as headroom; it does not grow while less than
-// half of it is used. The calm latency is the least mean of a window, and follows the mean slowly while less
-// than half of the limit is used. As that alone would drift up in a lasting overload, every ten seconds of refusals
-// the limit is halved, for a window at a time, until that makes nothing faster any more: the queue has drained, and
-// the calm latency is measured anew.
+// requests. After each in which half of the limit or more was used, the limit is multiplied by what Tolerance times the
+// calm latency is of the mean latency (not more than 1, not less than a half), and its square root is added as
+// headroom; with less than half of it used, it falls by a twentieth, down to Initial. The calm latency is the
+// least mean of a window, and follows the mean slowly while less than half of the limit is used. As that alone would
+// drift up in a lasting overload, every ten seconds of refusals the limit is halved, for a window at a time, until that
+// makes nothing faster any more: the queue has drained, and the calm latency is measured anew.
 //
 // A stream holds its slot for as long as it lasts: keep routes that stream out of the group that has the limit.
 //
@@ -43,8 +44,8 @@ type ConcurrencyOptions struct {
 // (Gradient2Limit); the drain is BBR's ProbeRTT: Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM
 // Queue 14(5), 2016.
 type Concurrency struct {
-	tolerance float64
-	most      float64
+	tolerance     float64
+	initial, most float64
 
 	inFlight atomic.Int64
 	limit    atomic.Int64
@@ -71,15 +72,15 @@ type span struct {
 // NewConcurrency cannot fail: every value of o has a meaning.
 func NewConcurrency(o ConcurrencyOptions) *Concurrency {
 	if o.Initial <= 0 {
-		o.Initial = 100
+		o.Initial = 20
 	}
 	if o.Max <= 0 {
 		o.Max = 1000
 	}
 	if !(o.Tolerance > 1) || math.IsInf(o.Tolerance, 1) {
-		o.Tolerance = 1.5
+		o.Tolerance = 1.25
 	}
-	l := &Concurrency{tolerance: o.Tolerance, most: float64(max(o.Max, leastLimit))}
+	l := &Concurrency{tolerance: o.Tolerance, initial: float64(o.Initial), most: float64(max(o.Max, leastLimit))}
 	l.set(float64(o.Initial))
 	l.window.Store(&span{since: time.Now()})
 	return l
@@ -138,8 +139,10 @@ func (l *Concurrency) judge(w *span, now time.Time) {
 		l.set(l.next(mean) / 2)
 	default:
 		l.learn(mean, half)
-		if next := l.next(mean); next < l.exact || !half {
-			l.set(next)
+		if half {
+			l.set(max(l.exact*19/20, min(l.exact, l.initial)))
+		} else {
+			l.set(l.next(mean))
 		}
 	}
 	l.window.Store(&span{since: now, calm: l.calm})

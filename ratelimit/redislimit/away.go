@@ -2,6 +2,7 @@ package redislimit
 
 import (
 	"context"
+	"time"
 
 	"github.com/highball-go/highball/ratelimit"
 )
@@ -37,4 +38,23 @@ func (l *Limiter) newFallback() *ratelimit.Local {
 		},
 		Admission: l.o.Admission,
 	})
+}
+
+const (
+	minPause = 100 * time.Millisecond // between two calls while Redis is away
+	maxPause = time.Second
+)
+
+// available reports whether a request may wait for Redis, and sees to it that somebody looks now and then.
+func (l *Limiter) available(e *entry, b *bucket, now int64) bool {
+	if l.client == nil || l.closed.Load() {
+		return false
+	}
+	if !e.circuit.Open() {
+		return true
+	}
+	if e.circuit.MayProbe(now) {
+		l.startUnasked(e, b, job{need: 1, want: 1}) // a token, to see whether Redis takes writes
+	}
+	return false
 }

@@ -5,8 +5,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/highball-go/highball/ratelimit"
 )
 
@@ -110,7 +108,7 @@ func (l *Limiter) run(e *entry, b *bucket, c *call, j job) {
 
 	claimed := c.state.CompareAndSwap(waited, decided)
 	if claimed || c.state.Load() == unasked {
-		e.circuit.heard(inTime, c.state.Load() == unasked, l.now())
+		e.circuit.Heard(inTime, c.state.Load() == unasked, l.now())
 	}
 	if err != nil { // nobody knows whether they have been given back: better lost than given twice
 		e.asking.CompareAndSwap(c, nil)
@@ -176,7 +174,7 @@ func (l *Limiter) wait(ctx context.Context, e *entry, c *call, mine bool, deadli
 		<-c.done // it is being decided
 		return c.ok
 	case how == late:
-		e.circuit.heard(false, false, l.now())
+		e.circuit.Heard(false, false, l.now())
 	}
 	return false
 }
@@ -184,7 +182,7 @@ func (l *Limiter) wait(ctx context.Context, e *entry, c *call, mine bool, deadli
 // giveBack tells Redis of tokens that came back, after a moment in which more may come, unless a call has
 // done so by then.
 func (l *Limiter) giveBack(e *entry, b *bucket) {
-	if l.client == nil || e.circuit.open() || !e.giving.CompareAndSwap(false, true) {
+	if l.client == nil || e.circuit.Open() || !e.giving.CompareAndSwap(false, true) {
 		return // they go with the next call
 	}
 	bucket := *b
@@ -202,18 +200,4 @@ func (l *Limiter) startUnasked(e *entry, b *bucket, j job) {
 	c.state.Store(unasked)
 	j.parts, j.deadline = l.parts(b), time.Now().Add(l.o.Timeout)
 	l.start(e, b, c, j, false)
-}
-
-// prompt reports whether a client gives up at the deadline of a context, so that a request can call it
-// itself and is spared two switches of goroutines.
-func prompt(client redis.UniversalClient) bool {
-	switch c := client.(type) {
-	case *redis.Client:
-		return c.Options().ContextTimeoutEnabled
-	case *redis.ClusterClient:
-		return c.Options().ContextTimeoutEnabled
-	case *redis.Ring:
-		return c.Options().ContextTimeoutEnabled
-	}
-	return false
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/highball-go/highball/internal/outage"
 	"github.com/highball-go/highball/internal/rig"
 	"github.com/highball-go/highball/ratelimit"
 )
@@ -278,14 +279,14 @@ func TestANodeOfAClusterTakesOnlyItsKeysWithIt(t *testing.T) {
 	of := make([]string, len(nodes.Nodes))
 	for i := range 100 {
 		key := "k" + strconv.Itoa(i)
-		of[slotOf("ratelimit:"+key)*len(of)/clusterSlots] = key
+		of[outage.SlotOf("ratelimit:"+key)*len(of)/outage.ClusterSlots] = key
 	}
 	for _, key := range of {
 		becomes(t, l, key, "redis")
 	}
 	nodes.Nodes[0].Hang()
 	defer nodes.Nodes[0].Resume()
-	for range tolerated {
+	for range outage.Tolerated {
 		_ = allow(t, l, of[0], 1)
 	}
 	if d := allow(t, l, of[0], 1); d.Source != "fallback" {
@@ -293,14 +294,6 @@ func TestANodeOfAClusterTakesOnlyItsKeysWithIt(t *testing.T) {
 	}
 	if d := allow(t, l, of[1], 1); d.Source != "redis" {
 		t.Errorf("a key of another node: %+v", d)
-	}
-}
-
-func TestSlotsAreThoseOfTheSpecification(t *testing.T) {
-	for key, want := range map[string]int{"123456789": 0x31C3, "{123456789}x": 0x31C3, "foo{}{123456789}": slotOf("foo{}{123456789}")} {
-		if got := slotOf(key); got != want%clusterSlots {
-			t.Errorf("slot of %q = %d, want %d", key, got, want%clusterSlots)
-		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/highball-go/highball/internal/outage"
 	"github.com/highball-go/highball/ratelimit"
 )
 
@@ -14,7 +15,7 @@ type entry struct {
 	long    bool   // it is the digest
 	redis   string // as Redis has it
 	hash    uint64
-	circuit *circuit
+	circuit *outage.Circuit
 
 	last   atomic.Int64          // when it was last asked for
 	lease  atomic.Pointer[lease] // tokens taken before they are needed

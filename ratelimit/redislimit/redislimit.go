@@ -27,6 +27,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/highball-go/highball/internal/outage"
 	"github.com/highball-go/highball/ratelimit"
 )
 
@@ -84,7 +85,7 @@ type Limiter struct {
 	epoch    time.Time
 	seed     maphash.Seed
 	table    table
-	circuits []circuit
+	circuits outage.Group
 	prompt   bool // the client gives up in time by itself
 	fallback func() *ratelimit.Local
 	seen     atomic.Int64 // instances
@@ -112,8 +113,8 @@ func New(client redis.UniversalClient, l ratelimit.Limit, o Options) *Limiter {
 		id:       rand.Text(),
 		epoch:    time.Now(),
 		seed:     maphash.MakeSeed(),
-		circuits: circuitsFor(client),
-		prompt:   prompt(client),
+		circuits: outage.For(client, minPause, maxPause),
+		prompt:   outage.Prompt(client),
 		running:  make(chan struct{}, maxCalls),
 		ended:    make(chan struct{}),
 	}

@@ -55,7 +55,7 @@ func (l *Limiter) newEntry(key string, long bool, hash uint64) *entry {
 	if long {
 		e.redis = l.o.Prefix + "%sha256:" + key // no short key is escaped to this
 	}
-	e.circuit = l.circuitOf(e.redis)
+	e.circuit = l.circuits.Of(e.redis)
 	e.last.Store(math.MinInt64 / 2)
 	return e
 }

@@ -1,0 +1,89 @@
+package prove
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/highball-go/highball/internal/rig"
+)
+
+// One instance of eight workers and 20 ms can do 400 requests a second.
+const (
+	workers  = 8
+	capacity = 400
+)
+
+// protections are what stands between the overload and the workers.
+var protections = []struct {
+	name  string
+	start func(tb testing.TB, c config) string
+}{
+	{"nothing", func(tb testing.TB, c config) string { return start(tb, c).Addr }},
+	{"Highball: ratelimit at 800/s, adaptive concurrency", func(tb testing.TB, c config) string {
+		c.Protect, c.Rate = true, 2*capacity // as wrong as such a limit is wont to be
+		return start(tb, c).Addr
+	}},
+	{"nginx: limit_req 800/s", func(tb testing.TB, c config) string {
+		return rig.Nginx(tb, fmt.Sprintf(`limit_req_zone $server_name zone=all:1m rate=%dr/s; limit_req_status 429;
+upstream gin { server %s; keepalive 256; }
+server { listen ADDR backlog=4096; location / { limit_req zone=all burst=80 nodelay;
+proxy_pass http://gin; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_read_timeout 1s; } }`, 2*capacity, start(tb, c).Addr)).Addr
+	}},
+	{"HAProxy: maxconn 8, known beforehand", func(tb testing.TB, c config) string {
+		addr := start(tb, c).Addr
+		file := filepath.Join(tb.TempDir(), "haproxy.cfg")
+		return rig.Program(tb, rig.Tool(tb, "haproxy", "install haproxy (Debian: apt-get install haproxy)"), func(listen string) []string {
+			text := fmt.Sprintf(`global
+  maxconn 8192
+defaults
+  mode http
+  timeout client 30s
+  timeout connect 250ms
+  timeout server 1s
+  timeout queue 20ms
+frontend f
+  bind %s
+  default_backend gin
+backend gin
+  server a %s maxconn %d
+`, listen, addr, workers)
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				tb.Fatal(err)
+			}
+			return []string{"-db", "-f", file}
+		}).Addr
+	}},
+}
+
+func TestOverload(t *testing.T) {
+	for i, p := range protections {
+		if !*full && i != 1 {
+			continue
+		}
+		t.Run(p.name, func(t *testing.T) {
+			addr := p.start(t, config{Name: "a", Workers: workers, Work: 20 * time.Millisecond, Ledger: filepath.Join(t.TempDir(), "ledger")})
+			l := load{base: "http://" + addr, timeout: time.Second, next: gets("/work")}
+			answers(t, l.base+"/work")
+
+			l.rate, l.during = capacity/2, scale(5*time.Second, 2*time.Second)
+			calm := summarise("", "", l, 0, l.run(t))
+			l.rate = capacity * 95 / 100
+			peak := summarise("", "", l, 0, l.run(t))
+			l.rate, l.during = scale(10, 3)*capacity, scale(12*time.Second, 4*time.Second)
+			records := l.run(t)
+			res := summarise("overload", p.name, l, 0, records)
+			res.CalmP99 = calm.P99
+			res.More = map[string]float64{
+				"peak":    float64(peak.Sent-peak.Failed) / peak.Seconds,
+				"goodput": float64(res.Sent-res.Failed) / res.Seconds,
+			}
+			res.add(t)
+			if i == 1 && res.More["goodput"] < 0.5*res.More["peak"] { // of what a busy machine leaves
+				t.Errorf("goodput %.0f/s, and %.0f/s at the peak", res.More["goodput"], res.More["peak"])
+			}
+		})
+	}
+}

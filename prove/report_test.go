@@ -1,0 +1,252 @@
+package prove
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The READMEs that show the results, and their words for what the tables say.
+var readmes = map[string]map[string]string{
+	"../README.md": {},
+	"../README.zh-CN.md": {
+		"1 of 3 fails": "三个实例中一个故障", "the seed's figures": "原文数据", "what": "项目", "front": "前端",
+		"SIGKILL": "SIGKILL(强杀)", "SIGSTOP": "SIGSTOP(挂起)", "packets dropped": "丢弃全部数据包",
+		"each killed and restarted in turn": "逐个强杀并重启", "SIGTERM, one after the other": "逐个 SIGTERM",
+		"every GET": "GET 全部成功", "GETs lost": "个 GET 丢失", "POSTs lost": "个 POST 丢失",
+		"every keyed POST": "带幂等键的 POST 全部成功且只执行一次", "keyed lost": "个带键请求丢失", "keys run twice": "个键执行两次",
+		"POSTs run twice": "个 POST 执行两次", "failover": "切换", "nginx, as the seed has it": "nginx(原文配置)", "nginx, tuned": "nginx(调优)",
+		"HAProxy, tuned": "HAProxy(调优)", "Highball, hedge 60 ms": "Highball,对冲 60 ms",
+		"goodput": "有效吞吐", "of the peak": "占峰值", "p99 of what was admitted": "已接纳请求 p99", "calm p99": "平稳时 p99",
+		"nothing": "无保护", "Highball: ratelimit at 800/s, adaptive concurrency": "Highball:限流 800/s 加自适应并发", "nginx: limit_req 800/s": "nginx:limit_req 800/s",
+		"HAProxy: maxconn 8, known beforehand": "HAProxy:maxconn 8(事先已知)",
+		"answered":                             "得到应答", "within 250 ms": "250 ms 内", "the fallback alone": "只有降级应答", "Highball: a breaker of 2 s too": "Highball:再加 2 s 窗口的熔断器",
+		"nginx, tuned, before the dependency": "依赖之前放调优的 nginx",
+		"loop":                                "压测方式", "closed, as wrk": "闭环(wrk)", "open": "开环", "success": "成功率", "mean": "平均",
+		"killed": "强杀", "hung": "挂起", "fault": "故障",
+		"session reads": "会话读", "session writes": "会话写", "failing for": "失败持续", "lost after they were acknowledged": "已确认却丢失",
+	},
+}
+
+// A report makes the tables of one language.
+type report struct {
+	words map[string]string
+	by    map[string][]result // by experiment and front
+	b     strings.Builder
+}
+
+func newReport(all []result, words map[string]string) *report {
+	r := &report{words: words, by: make(map[string][]result)}
+	for _, res := range all {
+		key := res.Experiment + "/" + res.Front
+		r.by[key] = append(r.by[key], res)
+	}
+	return r
+}
+
+// say is the language's word.
+func (r *report) say(word string) string {
+	if w, ok := r.words[word]; ok {
+		return w
+	}
+	return word
+}
+
+func (r *report) row(cells ...string) { fmt.Fprintf(&r.b, "| %s |\n", strings.Join(cells, " | ")) }
+
+func (r *report) head(cells ...string) {
+	r.row(cells...)
+	r.b.WriteString(strings.Repeat("|---", len(cells)) + "|\n")
+}
+
+// sum adds up the runs of one experiment behind one front; times are the worst.
+func sum(runs []result) (s result) {
+	s = runs[0]
+	for _, r := range runs[1:] {
+		s.Sent, s.Failed = s.Sent+r.Sent, s.Failed+r.Failed
+		s.FailedGET, s.FailedPOST, s.FailedKey = s.FailedGET+r.FailedGET, s.FailedPOST+r.FailedPOST, s.FailedKey+r.FailedKey
+		s.Twice, s.TwiceKey, s.MissingKey = s.Twice+r.Twice, s.TwiceKey+r.TwiceKey, s.MissingKey+r.MissingKey
+		s.Failover, s.P999 = max(s.Failover, r.Failover), max(s.P999, r.P999)
+	}
+	return s
+}
+
+func (r *report) cell(fault, front string) string {
+	runs := r.by[fault+"/"+front]
+	if len(runs) == 0 {
+		return "–"
+	}
+	s := sum(runs)
+	parts := []string{fmt.Sprintf("%.3f %%", s.success())}
+	count := func(n int, word, none string) {
+		switch {
+		case n > 0:
+			parts = append(parts, fmt.Sprintf("%d %s", n, r.say(word)))
+		case none != "":
+			parts = append(parts, r.say(none))
+		}
+	}
+	count(s.FailedGET, "GETs lost", "every GET")
+	count(s.FailedPOST, "POSTs lost", "")
+	if s.TwiceKey+s.MissingKey+s.FailedKey == 0 {
+		parts = append(parts, r.say("every keyed POST"))
+	}
+	count(s.FailedKey, "keyed lost", "")
+	count(s.Twice, "POSTs run twice", "")
+	count(s.TwiceKey+s.MissingKey, "keys run twice", "")
+	if fault != "rolling" && fault != "drain" {
+		parts = append(parts, fmt.Sprintf("%s %.0f ms", r.say("failover"), s.Failover), fmt.Sprintf("p99.9 %.0f ms", s.P999))
+	}
+	return strings.Join(parts, "; ")
+}
+
+// failover is the table of faults and fronts.
+func (r *report) failover() {
+	cells := []string{r.say("1 of 3 fails")}
+	for _, f := range fronts {
+		cells = append(cells, r.say(f.name))
+	}
+	r.head(cells...)
+	for _, f := range faults {
+		cells = []string{fmt.Sprintf("%s, %d/s", r.say(f.title), f.rate)}
+		for _, front := range fronts {
+			cells = append(cells, r.cell(f.name, front.name))
+		}
+		r.row(cells...)
+	}
+}
+
+func (r *report) wrk() {
+	r.head(r.say("fault"), r.say("front"), r.say("loop"), r.say("success"), r.say("mean"), "p99")
+	for i, name := range []string{"killed", "hung"} {
+		for _, front := range []string{fronts[2].name, fronts[3].name, fronts[0].name} {
+			for _, loop := range []string{"wrk ", ""} {
+				runs := r.by[loop+faults[i].name+"/"+front]
+				if len(runs) == 0 {
+					continue
+				}
+				s := runs[0]
+				word := map[string]string{"wrk ": "closed, as wrk", "": "open"}[loop]
+				r.row(r.say(name), r.say(front), r.say(word), fmt.Sprintf("%.3f %%", s.success()), fmt.Sprintf("%.0f ms", s.Mean), fmt.Sprintf("%.0f ms", s.P99))
+			}
+		}
+	}
+}
+
+func (r *report) overload() {
+	r.head(r.say("what"), r.say("goodput"), r.say("of the peak"), r.say("p99 of what was admitted"), r.say("calm p99"))
+	for _, p := range protections {
+		for _, s := range r.by["overload/"+p.name] {
+			r.row(r.say(p.name), fmt.Sprintf("%.0f/s", s.More["goodput"]), fmt.Sprintf("%.0f %%", 100*s.More["goodput"]/s.More["peak"]),
+				fmt.Sprintf("%.0f ms", s.P99), fmt.Sprintf("%.0f ms", s.CalmP99))
+			break
+		}
+	}
+}
+
+func (r *report) dependency() {
+	r.head(r.say("what"), r.say("answered"), r.say("within 250 ms"), r.say("mean"), "p99")
+	for _, name := range []string{"the fallback alone", "Highball: a breaker of 2 s too", "nginx, tuned, before the dependency"} {
+		for _, s := range r.by["dependency/"+name] {
+			r.row(r.say(name), fmt.Sprintf("%.3f %%", s.success()), fmt.Sprintf("%.1f %%", s.More["fast"]), fmt.Sprintf("%.0f ms", s.Mean), fmt.Sprintf("%.0f ms", s.P99))
+			break
+		}
+	}
+}
+
+// tables are what stands between `<!-- prove:NAME -->` and `<!-- /prove:NAME -->`.
+var tables = map[string]func(*report){
+	"failover": (*report).failover, "wrk": (*report).wrk, "overload": (*report).overload, "dependency": (*report).dependency,
+}
+
+// fill puts the tables into a README; a table that it has no place for is an error.
+func fill(text string, all []result, words map[string]string) (string, error) {
+	for name, table := range tables {
+		begin, end := "<!-- prove:"+name+" -->\n", "<!-- /prove:"+name+" -->"
+		before, rest, found := strings.Cut(text, begin)
+		_, after, closed := strings.Cut(rest, end)
+		if !found || !closed {
+			return "", fmt.Errorf("there is no place for the table %s", name)
+		}
+		r := newReport(all, words)
+		table(r)
+		text = before + begin + r.b.String() + end + after
+	}
+	return text, nil
+}
+
+func TestTheReadmesShowTheResults(t *testing.T) {
+	all, err := readResults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, words := range readmes {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := fill(string(text), all, words)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if want != string(text) {
+			t.Errorf("%s does not show docs/results.json; go test ./prove -run Report -full writes it", name)
+		}
+	}
+}
+
+// report writes results, pictures and READMEs.
+func writeReport() error {
+	if err := writeResults(); err != nil {
+		return err
+	}
+	all, err := readResults()
+	if err != nil {
+		return err
+	}
+	if err := draw(all); err != nil {
+		return err
+	}
+	for name, words := range readmes {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		filled, err := fill(string(text), all, words)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if err := os.WriteFile(name, []byte(filled), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// draw writes a picture per experiment: for each front, what failed and the p99 of what was answered, over time.
+func draw(all []result) error {
+	const dir = "../docs/img"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	var names []string
+	lanes := make(map[string][]result)
+	for _, r := range all {
+		if slices.ContainsFunc(lanes[r.Experiment], func(l result) bool { return l.Front == r.Front }) {
+			continue // the first run
+		}
+		if !slices.Contains(names, r.Experiment) {
+			names = append(names, r.Experiment)
+		}
+		lanes[r.Experiment] = append(lanes[r.Experiment], r)
+	}
+	for _, name := range names {
+		file := filepath.Join(dir, strings.ReplaceAll(name, " ", "-")+".svg")
+		if err := os.WriteFile(file, []byte(svg(lanes[name])), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
