@@ -11,8 +11,8 @@
 // What makes a response worth keeping is that it settles the request. A panic, a 5xx, a refusal of another Highball
 // middleware and a status that asks for the same request again (401, 407, 408, 425, 429, 499) leave the key free.
 // [Keep] decides otherwise. Kept are status, body and the headers that were set behind this middleware, but for
-// hop-by-hop ones, Set-Cookie, Date, Age, and those that name one request (X-Request-Id, X-Correlation-Id, Traceparent, Tracestate,
-// Server-Timing). A response above Options.MaxBytes, a stream (flushed without a Content-Length, or an event stream) and
+// hop-by-hop ones, Set-Cookie, Date, Age, and those that name one request (X-Request-Id, X-Correlation-Id, Traceparent,
+// Tracestate, Server-Timing). A response above Options.MaxBytes, a stream (flushed without a Content-Length, or an event stream) and
 // a connection taken over pass through unchanged, and the repeat is told by 409, without Retry-After, that they cannot
 // be had again. A client that goes away changes nothing: what the handler answers is kept.
 //
@@ -37,7 +37,10 @@
 // # When Redis is away
 //
 // A keyed request is 503 with Retry-After, or runs without any of this under Options.FailOpen. No call of Redis takes
-// longer than Options.Timeout, and after three failures requests no longer wait, but for a probe now and then. If Redis goes
-// while the handler runs, the client gets its answer all the same, and this process tries to keep it until Options.Lock
-// is over; until it could, a repeat finds Redis away, or the key locked, or after Options.Lease runs the request again.
+// longer than Options.Timeout, and after three failures requests no longer wait, but for a probe now and then. If Redis
+// goes while the handler runs, the client gets its answer all the same, and this process offers it to Redis until
+// Options.Lock is over, so that it is there before a repeat may take the key over. It is not when the process ends
+// meanwhile, when Redis stays away longer, or when 256 others wait for the same: then a repeat runs the request again.
+//
+// A response takes Redis memory for Options.TTL, and a client may send any number of keys: put a rate limit in front.
 package idempotency

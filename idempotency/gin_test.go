@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime/multipart"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -385,4 +386,30 @@ func TestWhatStandsInFrontSeesItsOwnRequest(t *testing.T) {
 	}, Middleware(s))
 	r.POST("/run", func(c *gin.Context) { c.Status(200) })
 	send(r, "POST", "/run", "k", "body")
+}
+
+func TestTheFilesOfAFormAreTheServersToRemove(t *testing.T) {
+	s := New(connect(t, rig.Redis(t).Addr), patient)
+	r := gin.New()
+	var form *multipart.Form
+	r.Use(func(c *gin.Context) {
+		c.Next()
+		if form == nil || c.Request.MultipartForm != form { // net/http removes those of the request that it made
+			t.Error("the form is lost")
+		}
+	}, Middleware(s))
+	r.POST("/run", func(c *gin.Context) {
+		var err error
+		if form, err = c.MultipartForm(); err != nil || form.Value["a"][0] != "b" {
+			t.Errorf("%v, %v", form, err)
+		}
+	})
+	var body strings.Builder
+	w := multipart.NewWriter(&body)
+	_ = w.WriteField("a", "b")
+	_ = w.Close()
+	req := httptest.NewRequest(http.MethodPost, "/run", strings.NewReader(body.String()))
+	req.Header.Set("Content-Type", w.FormDataContentType())
+	req.Header.Set("Idempotency-Key", "k")
+	r.ServeHTTP(httptest.NewRecorder(), req)
 }

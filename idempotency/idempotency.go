@@ -45,7 +45,7 @@ type Store struct {
 }
 
 // New keeps responses in Redis. It calls nothing, so Redis may come up later; the client stays the caller's to close.
-// Nil is a Redis that is away.
+// Nil is a Redis that is away. It needs EVALSHA, EVAL, GET, SET, DEL and PTTL, on one key each time.
 func New(client redis.UniversalClient, o Options) *Store {
 	o.TTL = atLeastMilli(cmp.Or(max(o.TTL, 0), 24*time.Hour))
 	o.Lock = atLeastMilli(cmp.Or(max(o.Lock, 0), 30*time.Second))

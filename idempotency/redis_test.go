@@ -283,6 +283,28 @@ func TestALockExpiresAndAResponseToo(t *testing.T) {
 	}
 }
 
+func TestALockIsRenewedWhileTheHandlerRuns(t *testing.T) {
+	client := connect(t, rig.Redis(t).Addr)
+	s := New(client, Options{Lock: 4 * time.Second, Lease: -1, Timeout: 5 * time.Second})
+	h := engine(s, func(c *gin.Context) {
+		last := time.Hour
+		rig.Poll(t, 30*time.Second, func() error {
+			now := client.PTTL(t.Context(), s.nameOf("", "k")).Val()
+			if now <= 0 {
+				t.Fatal("the lock is gone")
+			}
+			if last, now = now, last; now < last {
+				return nil // it has grown
+			}
+			return errors.New("not renewed")
+		})
+		c.Status(200)
+	})
+	if w := send(h, "POST", "/run", "k", ""); w.Code != 200 {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
 func TestARecordThatIsNotOursIsNeverTakenForAnAnswer(t *testing.T) {
 	client := connect(t, rig.Redis(t).Addr)
 	s := New(client, patient)
