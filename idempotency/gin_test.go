@@ -361,6 +361,22 @@ func TestAClientThatGoesAwayGetsItsAnswerWhenItIsBack(t *testing.T) {
 	}
 }
 
+func TestAClientThatIsGoneAlreadyIsNoReasonToRunWithoutALock(t *testing.T) {
+	o := patient
+	o.FailOpen = true
+	s := New(connect(t, rig.Redis(t).Addr), o)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	runs := 0
+	h := engine(s, func(c *gin.Context) { runs++; c.Status(200) })
+	r := httptest.NewRequestWithContext(ctx, http.MethodPost, "/run", nil)
+	r.Header.Set("Idempotency-Key", "k")
+	h.ServeHTTP(httptest.NewRecorder(), r)
+	if w := send(h, "POST", "/run", "k", ""); w.Header().Get("Idempotency-Replayed") != "true" || runs != 1 {
+		t.Errorf("%d runs", runs)
+	}
+}
+
 func TestTheMiddlewareTwiceIsOne(t *testing.T) {
 	s := New(connect(t, rig.Redis(t).Addr), patient)
 	r := gin.New()

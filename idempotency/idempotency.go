@@ -72,14 +72,15 @@ func atLeastMilli(d time.Duration) time.Duration { return max(d, time.Millisecon
 // another call that runs, and takes the key over from one that is dead. It costs one round trip where nothing is
 // waited for.
 func (s *Store) begin(ctx context.Context, name, lock string) (record string, err error) {
-	var began time.Time // of the wait
+	asking := context.WithoutCancel(ctx) // or a client that goes away would look like a Redis that is
+	var began time.Time                  // of the wait
 	poll := firstPoll
 	for {
 		watched := "0"
 		if !began.IsZero() && time.Since(began) >= s.o.Lease/2 {
 			watched = "1" // two renewals should have come, so Redis being away is not why its holder is silent
 		}
-		found, err := s.ask(ctx, name, false, beginScript, lock, s.o.Lock.Milliseconds(), watched)
+		found, err := s.ask(asking, name, false, beginScript, lock, s.o.Lock.Milliseconds(), watched)
 		if err != nil && !began.IsZero() {
 			return stillRunning, nil // as it was when Redis was there
 		}

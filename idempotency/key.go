@@ -65,8 +65,10 @@ func fingerprintOf(r *http.Request, body []byte) [fingerprintSize]byte {
 // hash is SHA-256 of the parts, each behind its length.
 func hash(parts ...[]byte) (sum [sha256.Size]byte) {
 	h := sha256.New()
+	var length []byte
 	for _, p := range parts {
-		_, _ = h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(p))))
+		length = binary.BigEndian.AppendUint64(length[:0], uint64(len(p)))
+		_, _ = h.Write(length)
 		_, _ = h.Write(p)
 	}
 	h.Sum(sum[:0])
