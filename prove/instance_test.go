@@ -143,11 +143,14 @@ func sessions(r *gin.Engine, c config) error {
 	g := r.Group("/session", session.Middleware("session", store))
 	g.GET("", func(ctx *gin.Context) {
 		n, _ := ginsessions.Default(ctx).Get("n").(int)
-		if n == 0 { // a session that is not known: somebody was logged out
+		switch {
+		case n > 0:
+			ctx.String(http.StatusOK, "%d", n)
+		case session.StateOf(ctx) != session.Live:
+			ctx.Status(http.StatusServiceUnavailable)
+		default: // somebody was logged out
 			ctx.Status(http.StatusUnauthorized)
-			return
 		}
-		ctx.String(http.StatusOK, "%d", n)
 	})
 	g.POST("", func(ctx *gin.Context) {
 		s := ginsessions.Default(ctx)
