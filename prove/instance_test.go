@@ -133,7 +133,7 @@ func dependency(c config) gin.HandlerFunc {
 	}
 }
 
-// sessions adds GET /session, which reads one, and POST /session, which adds one to its counter.
+// sessions adds POST /session, which sets a key of a session, and GET, which asks for one.
 func sessions(r *gin.Engine, c config) error {
 	client := redis.NewFailoverClient(&redis.FailoverOptions{SentinelAddrs: c.Sentinels, MasterName: c.Master, ContextTimeoutEnabled: true})
 	store, err := session.New(client, session.Options{Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}})
@@ -141,23 +141,24 @@ func sessions(r *gin.Engine, c config) error {
 		return err
 	}
 	g := r.Group("/session", session.Middleware("session", store))
-	g.GET("", func(ctx *gin.Context) {
-		n, _ := ginsessions.Default(ctx).Get("n").(int)
-		if n == 0 { // a session that is not known: somebody was logged out
-			ctx.Status(http.StatusUnauthorized)
-			return
+	g.GET("/:key", func(ctx *gin.Context) {
+		switch {
+		case ginsessions.Default(ctx).Get(ctx.Param("key")) != nil:
+			ctx.String(http.StatusOK, "it is there")
+		case session.StateOf(ctx) != session.Live:
+			ctx.Status(http.StatusServiceUnavailable)
+		default:
+			ctx.Status(http.StatusNotFound)
 		}
-		ctx.String(http.StatusOK, "%d", n)
 	})
-	g.POST("", func(ctx *gin.Context) {
+	g.POST("/:key", func(ctx *gin.Context) {
 		s := ginsessions.Default(ctx)
-		n, _ := s.Get("n").(int)
-		s.Set("n", n+1)
+		s.Set(ctx.Param("key"), true)
 		if err := s.Save(); err != nil {
 			ctx.Status(http.StatusServiceUnavailable)
 			return
 		}
-		ctx.String(http.StatusOK, "%d", n+1)
+		ctx.String(http.StatusOK, "it is stored")
 	})
 	return nil
 }

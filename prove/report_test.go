@@ -27,7 +27,8 @@ var readmes = map[string]map[string]string{
 		"nginx, tuned, before the dependency": "依赖之前放调优的 nginx",
 		"loop":                                "压测方式", "closed, as wrk": "闭环(wrk)", "open": "开环", "success": "成功率", "mean": "平均",
 		"killed": "强杀", "hung": "挂起", "fault": "故障",
-		"session reads": "会话读", "session writes": "会话写", "failing for": "失败持续", "lost after they were acknowledged": "已确认却丢失",
+		"requests": "请求成功", "writes fail for": "写失败持续", "lost after they were acknowledged": "已确认却丢失",
+		"of which Sentinel took": "其中 Sentinel 切换用时", "the Consul leader is killed": "Consul 主节点被杀", "the Redis primary is killed": "Redis 主节点被杀",
 	},
 }
 
@@ -157,9 +158,22 @@ func (r *report) dependency() {
 	}
 }
 
+// leaders is what became of the requests while Consul and Redis lost theirs.
+func (r *report) leaders() {
+	r.head(r.say("what"), r.say("requests"), r.say("GETs lost"), r.say("writes fail for"), r.say("lost after they were acknowledged"))
+	if runs := r.by["consul/Highball"]; len(runs) > 0 {
+		s := sum(runs)
+		r.row(r.say("the Consul leader is killed"), fmt.Sprintf("%.3f %%", s.success()), fmt.Sprint(s.FailedGET), "–", "–")
+	}
+	for _, s := range r.by["redis/Highball"] {
+		r.row(r.say("the Redis primary is killed"), fmt.Sprintf("%.3f %%", s.success()), fmt.Sprint(s.FailedGET),
+			fmt.Sprintf("%.2f s, %s %.2f s", s.More["writes fail for"]/1000, r.say("of which Sentinel took"), s.More["sentinel"]/1000), fmt.Sprint(s.More["lost"]))
+	}
+}
+
 // tables are what stands between `<!-- prove:NAME -->` and `<!-- /prove:NAME -->`.
 var tables = map[string]func(*report){
-	"failover": (*report).failover, "wrk": (*report).wrk, "overload": (*report).overload, "dependency": (*report).dependency,
+	"failover": (*report).failover, "leaders": (*report).leaders, "wrk": (*report).wrk, "overload": (*report).overload, "dependency": (*report).dependency,
 }
 
 // fill puts the tables into a README; a table that it has no place for is an error.
