@@ -123,7 +123,7 @@ func blackhole(tb testing.TB, p *rig.ProgramServer) {
 // measure is one fault behind one front.
 func measure(t *testing.T, f fault, front int) result {
 	t.Helper()
-	all, ledger := three(t, config{Work: 20 * time.Millisecond})
+	all, ledger := three(t, config{Work: 20 * time.Millisecond, Redis: rig.Redis(t).Addr})
 	addr := fronts[front].start(t, [3]string{all[0].Addr, all[1].Addr, all[2].Addr})
 	l := load{base: "http://" + addr, rate: f.rate, during: f.during, timeout: 5 * time.Second, next: mix("/work")}
 	warm := load{base: l.base, rate: 50, during: 500 * time.Millisecond, timeout: time.Second, next: gets("/work")}
@@ -156,6 +156,9 @@ func TestFailover(t *testing.T) {
 					}
 					if res.FailedGET > 0 || res.Twice > 0 {
 						t.Errorf("%d GETs lost, %d POSTs run twice", res.FailedGET, res.Twice)
+					}
+					if res.FailedKey > 0 || res.TwiceKey > 0 || res.MissingKey > 0 {
+						t.Errorf("of those with a key %d were lost, %d ran twice, %d are answered without effect", res.FailedKey, res.TwiceKey, res.MissingKey)
 					}
 					if f.name == "drain" && res.Failed > 0 {
 						t.Errorf("%d requests lost in a drain", res.Failed)

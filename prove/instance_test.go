@@ -18,6 +18,7 @@ import (
 	"github.com/highball-go/highball/degrade"
 	"github.com/highball-go/highball/discovery/consul"
 	"github.com/highball-go/highball/health"
+	"github.com/highball-go/highball/idempotency"
 	"github.com/highball-go/highball/ratelimit"
 	"github.com/highball-go/highball/session"
 )
@@ -32,6 +33,7 @@ type config struct {
 	Rate       float64       // of ratelimit
 	Dependency string        // URL of what /dependency calls
 	Breaker    bool          // in front of it
+	Redis      string        // address of the one that Idempotency-Keys are in
 	Consul     string        // agent to register with
 	Sentinels  []string      // of the Redis that sessions are in
 	Master     string        // its name there
@@ -53,7 +55,12 @@ func serve(c config) error {
 	if err != nil {
 		return err
 	}
-	r.Any("/work", work)
+	once := func(*gin.Context) {}
+	if c.Redis != "" {
+		client := redis.NewClient(&redis.Options{Addr: c.Redis, ContextTimeoutEnabled: true})
+		once = idempotency.Middleware(idempotency.New(client, idempotency.Options{}))
+	}
+	r.Any("/work", once, work)
 	r.GET("/dependency", dependency(c))
 	if len(c.Sentinels) > 0 {
 		if err := sessions(r, c); err != nil {
@@ -101,6 +108,10 @@ func worker(c config) (gin.HandlerFunc, error) {
 		}
 		_, _ = io.Copy(io.Discard, ctx.Request.Body)
 		time.Sleep(c.Work)
+		if idempotency.Confirm(ctx) != nil { // another instance has the key: it was thought dead, and it is not for this one to act
+			ctx.AbortWithStatus(http.StatusServiceUnavailable)
+			return
+		}
 		_, _ = fmt.Fprintf(ledger, "%s %s\n", ctx.Request.Method, ctx.GetHeader("X-Request-Id"))
 		ctx.Header("X-Instance", c.Name)
 		ctx.JSON(http.StatusOK, gin.H{"instance": c.Name})
