@@ -80,6 +80,7 @@ type fault struct {
 	rate   int
 	during time.Duration
 	inject func(tb testing.TB, all [3]*rig.ProgramServer) []event
+	consul bool // says where the instances are, and that one is about to go; to Highball, that is
 }
 
 const faultAt = 3 * time.Second
@@ -87,13 +88,13 @@ const faultAt = 3 * time.Second
 var faults = []fault{
 	{"kill", "SIGKILL", 1000, 9 * time.Second, func(_ testing.TB, all [3]*rig.ProgramServer) []event {
 		return []event{{faultAt, all[2].Kill}}
-	}},
+	}, false},
 	{"hang", "SIGSTOP", 500, 12 * time.Second, func(_ testing.TB, all [3]*rig.ProgramServer) []event {
 		return []event{{faultAt, all[2].Hang}}
-	}},
+	}, false},
 	{"drop", "packets dropped", 500, 12 * time.Second, func(tb testing.TB, all [3]*rig.ProgramServer) []event {
 		return []event{{faultAt, func() { blackhole(tb, all[2]) }}}
-	}},
+	}, false},
 	{"rolling", "each killed and restarted in turn", 1000, 16 * time.Second, func(_ testing.TB, all [3]*rig.ProgramServer) []event {
 		var events []event
 		for i, k := range []int{2, 1, 0} {
@@ -101,10 +102,10 @@ var faults = []fault{
 			events = append(events, event{at, all[k].Kill}, event{at + 2*time.Second, all[k].Restart})
 		}
 		return events
-	}},
+	}, false},
 	{"drain", "SIGTERM, one after the other", 1000, 9 * time.Second, func(_ testing.TB, all [3]*rig.ProgramServer) []event {
 		return []event{{faultAt, all[2].Terminate}, {faultAt + 3*time.Second, all[1].Terminate}}
-	}},
+	}, true},
 }
 
 // blackhole has the kernel drop every packet from and to an instance.
@@ -123,8 +124,18 @@ func blackhole(tb testing.TB, p *rig.ProgramServer) {
 // measure is one fault behind one front.
 func measure(t *testing.T, f fault, front int) result {
 	t.Helper()
-	all, ledger := three(t, config{Work: 20 * time.Millisecond, Redis: rig.Redis(t).Addr})
-	addr := fronts[front].start(t, [3]string{all[0].Addr, all[1].Addr, all[2].Addr})
+	c := config{Work: 20 * time.Millisecond, Redis: rig.Redis(t).Addr}
+	if f.consul && front == 0 {
+		c.Consul = rig.Consul(t).Addr
+	}
+	all, ledger := three(t, c)
+	var addr string
+	if c.Consul != "" {
+		addr = edge(t, "-consul", c.Consul, "-service", "orders")
+		answers(t, "http://"+addr+"/work")
+	} else {
+		addr = fronts[front].start(t, [3]string{all[0].Addr, all[1].Addr, all[2].Addr})
+	}
 	l := load{base: "http://" + addr, rate: f.rate, during: f.during, timeout: 5 * time.Second, next: mix("/work")}
 	warm := load{base: l.base, rate: 50, during: 500 * time.Millisecond, timeout: time.Second, next: gets("/work")}
 	warm.run(t)
@@ -148,7 +159,13 @@ func TestFailover(t *testing.T) {
 			if !*full {
 				f.rate /= 10
 			}
-			for run := range scale(*runs, 1) {
+			n := 1
+			if *full && i < 2 {
+				n = *runs // the peers are for comparison
+			} else if *full {
+				n = (*runs + 1) / 2
+			}
+			for run := range n {
 				t.Run(fmt.Sprintf("%s/%s/%d", f.name, fronts[i].name, run+1), func(t *testing.T) {
 					res := measure(t, f, i)
 					if i > 1 { // the peers are as they are
