@@ -54,7 +54,8 @@ func hedged(sel Selection, req *http.Request) (*http.Response, error) {
 			h.running = slices.DeleteFunc(h.running, func(a *attempt) bool { return a == got.a })
 			why := got.a.failure(got.resp, got.err)
 			if why == nil && len(h.running) > 0 && keyInUse(got.resp) {
-				got.a.discard(got.resp) // by the try that still runs
+				got.a.discard(got.resp) // by the try that still runs; should that fail, this instance is as good as untried
+				h.t.nodes = slices.DeleteFunc(h.t.nodes, func(n *Node) bool { return n == got.a.sel.node })
 				continue
 			}
 			if why == nil {
