@@ -20,7 +20,7 @@ var fronts = []struct {
 	{"Highball, hedge 60 ms", func(tb testing.TB, a [3]string) string {
 		return edge(tb, "-hedge", "60ms", "-peers", a[0]+","+a[1]+","+a[2])
 	}},
-	{"nginx, as the seed has it", func(tb testing.TB, a [3]string) string { return rig.Nginx(tb, nginxSeed(a)).Addr }},
+	{"nginx, the usual configuration", func(tb testing.TB, a [3]string) string { return rig.Nginx(tb, nginxSeed(a)).Addr }},
 	{"nginx, tuned", func(tb testing.TB, a [3]string) string { return rig.Nginx(tb, nginxTuned(a)).Addr }},
 	{"HAProxy, tuned", haproxy},
 }

@@ -13,12 +13,12 @@ import (
 var readmes = map[string]map[string]string{
 	"../README.md": {},
 	"../README.zh-CN.md": {
-		"1 of 3 fails": "三个实例中一个故障", "the seed's figures": "原文数据", "what": "项目", "front": "前端",
+		"1 of 3 fails": "3 个实例之 1 故障", "the seed's figures": "原文数据", "what": "项目", "front": "前端",
 		"SIGKILL": "SIGKILL(强杀)", "SIGSTOP": "SIGSTOP(挂起)", "packets dropped": "丢弃全部数据包",
 		"each killed and restarted in turn": "逐个强杀并重启", "SIGTERM, one after the other": "逐个 SIGTERM",
 		"every GET": "GET 全部成功", "GETs lost": "个 GET 丢失", "POSTs lost": "个 POST 丢失",
 		"every keyed POST": "带幂等键的 POST 全部成功且只执行一次", "keyed lost": "个带键请求丢失", "keys run twice": "个键执行两次",
-		"POSTs run twice": "个 POST 执行两次", "failover": "切换", "nginx, as the seed has it": "nginx(原文配置)", "nginx, tuned": "nginx(调优)",
+		"POSTs run twice": "个 POST 执行两次", "failover": "切换", "nginx, the usual configuration": "nginx(常用配置,原文)", "nginx, tuned": "nginx(调优)",
 		"HAProxy, tuned": "HAProxy(调优)", "Highball, hedge 60 ms": "Highball,对冲 60 ms",
 		"goodput": "有效吞吐", "of the peak": "占峰值", "p99 of what was admitted": "已接纳请求 p99", "calm p99": "平稳时 p99",
 		"nothing": "无保护", "Highball: ratelimit at 800/s, adaptive concurrency": "Highball:限流 800/s 加自适应并发", "nginx: limit_req 800/s": "nginx:limit_req 800/s",
