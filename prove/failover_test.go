@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,16 +17,34 @@ var fronts = []struct {
 	name  string
 	start func(tb testing.TB, addrs [3]string) string
 }{
-	{"Highball", func(tb testing.TB, a [3]string) string { return edge(tb, "-peers", a[0]+","+a[1]+","+a[2]) }},
-	{"Highball, hedge 60 ms", func(tb testing.TB, a [3]string) string {
-		return edge(tb, "-hedge", "60ms", "-peers", a[0]+","+a[1]+","+a[2])
-	}},
-	{"nginx, the usual configuration", func(tb testing.TB, a [3]string) string { return rig.Nginx(tb, nginxSeed(a)).Addr }},
-	{"nginx, tuned", func(tb testing.TB, a [3]string) string { return rig.Nginx(tb, nginxTuned(a)).Addr }},
+	{"Highball", highball},
+	{"Highball, hedge 60 ms", hedged},
+	{"nginx, the usual configuration", usual},
+	{"nginx, tuned", tuned},
 	{"HAProxy, tuned", haproxy},
 }
 
-func nginxSeed(a [3]string) string {
+func highball(tb testing.TB, a [3]string) string {
+	tb.Helper()
+	return edge(tb, "-peers", strings.Join(a[:], ","))
+}
+
+func hedged(tb testing.TB, a [3]string) string {
+	tb.Helper()
+	return edge(tb, "-hedge", "60ms", "-peers", strings.Join(a[:], ","))
+}
+
+func usual(tb testing.TB, a [3]string) string {
+	tb.Helper()
+	return rig.Nginx(tb, nginxUsual(a)).Addr
+}
+
+func tuned(tb testing.TB, a [3]string) string {
+	tb.Helper()
+	return rig.Nginx(tb, nginxTuned(a)).Addr
+}
+
+func nginxUsual(a [3]string) string {
 	return fmt.Sprintf(`upstream gin { least_conn; server %s weight=1; server %s weight=2; server %s weight=3; }
 server { listen ADDR backlog=4096; location / { proxy_pass http://gin; proxy_http_version 1.1; proxy_set_header Connection ""; } }`, a[0], a[1], a[2])
 }
