@@ -16,6 +16,9 @@ COUNT ?= 10
 
 FUZZTIME ?= 10s
 
+RUNS  ?= 1
+PROVE ?= .
+
 .PHONY: help
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +52,10 @@ fuzz: ## Fuzz every target for FUZZTIME each
 allocs: ## What the race detector would falsify (allocations), and each benchmark once
 	go test -run 'Alloc' ./...
 	cd benchmarks && PATH="$(CURDIR)/.bin:$$PATH" go test -run '^$$' -bench . -benchtime 1x ./... >/dev/null
+
+.PHONY: prove
+prove: servers ## Measure everything under failure, RUNS times (as root: it drops packets), and write docs/ and the READMEs
+	PATH="$(CURDIR)/.bin:$$PATH" go test ./prove -count=1 -timeout 3h -v -full -runs $(RUNS) -run '$(PROVE)'
 
 .PHONY: demo
 demo: ## The README's first command, on ports of its own

@@ -31,6 +31,7 @@ var uses = map[string][]string{
 	"discovery":         {},
 	"discovery/consul":  {"discovery", "github.com/hashicorp/consul/api"},
 	"health":            {},
+	"idempotency":       {"internal/outage", "github.com/redis/go-redis/v9"},
 	"jwtauth":           {},
 	"metrics": {
 		"balancer", "breaker", "degrade", "ratelimit",

@@ -53,6 +53,11 @@ func hedged(sel Selection, req *http.Request) (*http.Response, error) {
 		case got := <-h.arrivals:
 			h.running = slices.DeleteFunc(h.running, func(a *attempt) bool { return a == got.a })
 			why := got.a.failure(got.resp, got.err)
+			if why == nil && len(h.running) > 0 && keyInUse(got.resp) {
+				got.a.discard(got.resp) // by the try that still runs; should that fail, this instance is as good as untried
+				h.t.nodes = slices.DeleteFunc(h.t.nodes, func(n *Node) bool { return n == got.a.sel.node })
+				continue
+			}
 			if why == nil {
 				h.cancelLosers(got)
 				return got.resp, got.err
@@ -76,6 +81,13 @@ func hedged(sel Selection, req *http.Request) (*http.Response, error) {
 			late.Reset(s.b.o.Retry.Hedge)
 		}
 	}
+}
+
+// keyInUse reports whether an answer says that a request with the same Idempotency-Key is running
+// (draft-ietf-httpapi-idempotency-key-header section 2.6), and when to come back.
+func keyInUse(resp *http.Response) bool {
+	return resp != nil && resp.StatusCode == http.StatusConflict && resp.Header.Get("Retry-After") != "" &&
+		resp.Request.Header.Get("Idempotency-Key") != ""
 }
 
 // launch starts a try on sel.

@@ -36,7 +36,7 @@ type Retry struct {
 	// Hedge, if positive, starts a second try on another instance when the first has no headers after so
 	// long, for requests that may be repeated, inside the budget. The first answer is taken. Do does not
 	// hedge. Set it above the 99th percentile of a healthy instance: an instance that loses counts as
-	// failed.
+	// failed. A 409 with Retry-After to a request with an Idempotency-Key, whose other try has the key, is no answer.
 	Hedge time.Duration
 }
 

@@ -617,6 +617,35 @@ func TestHedgesArePaidFromTheBudget(t *testing.T) {
 	})
 }
 
+// A hedge of a request with an Idempotency-Key finds its key in use by the first try.
+func TestAHedgeThatMeetsItsOwnKeyDoesNotBeatTheFirstTry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for first, want := range map[string]int{"ends": http.StatusOK, "dies": http.StatusConflict} {
+			p := newPeers()
+			p.set("a:1", func(r *http.Request) (*http.Response, error) {
+				time.Sleep(time.Second)
+				if first == "dies" {
+					return nil, errReset
+				}
+				return nop(r)
+			})
+			p.set("b:1", func(r *http.Request) (*http.Response, error) {
+				resp, err := nop(r)
+				resp.StatusCode = http.StatusConflict
+				resp.Header = http.Header{"Retry-After": {"1"}}
+				return resp, err
+			})
+			b := open(t, orders("a:1", "b:1"), Options{Strategy: only("a:1"), Transport: p, Retry: Retry{Hedge: 60 * time.Millisecond}})
+			req := request(t.Context(), http.MethodPost, nil)
+			req.Header = http.Header{"Idempotency-Key": {"k"}}
+			code, err := roundTrip(b, req)
+			if code != want || err != nil || statusOf(t, b, "a:1").InFlight+statusOf(t, b, "b:1").InFlight != 0 {
+				t.Errorf("the first try %s: %d, %v", first, code, err)
+			}
+		}
+	})
+}
+
 func TestACallersCancelEndsAllHedges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPeers()

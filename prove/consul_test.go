@@ -13,7 +13,7 @@ import (
 func answers(tb testing.TB, url string) {
 	tb.Helper()
 	rig.Poll(tb, 30*time.Second, func() error {
-		resp, err := http.Get(url) //nolint:noctx // it is loopback
+		resp, err := http.Get(url)
 		if err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,16 +17,34 @@ var fronts = []struct {
 	name  string
 	start func(tb testing.TB, addrs [3]string) string
 }{
-	{"Highball", func(tb testing.TB, a [3]string) string { return edge(tb, "-peers", a[0]+","+a[1]+","+a[2]) }},
-	{"Highball, hedge 60 ms", func(tb testing.TB, a [3]string) string {
-		return edge(tb, "-hedge", "60ms", "-peers", a[0]+","+a[1]+","+a[2])
-	}},
-	{"nginx, as the seed has it", func(tb testing.TB, a [3]string) string { return rig.Nginx(tb, nginxSeed(a)).Addr }},
-	{"nginx, tuned", func(tb testing.TB, a [3]string) string { return rig.Nginx(tb, nginxTuned(a)).Addr }},
+	{"Highball", highball},
+	{"Highball, hedge 60 ms", hedged},
+	{"nginx, the usual configuration", usual},
+	{"nginx, tuned", tuned},
 	{"HAProxy, tuned", haproxy},
 }
 
-func nginxSeed(a [3]string) string {
+func highball(tb testing.TB, a [3]string) string {
+	tb.Helper()
+	return edge(tb, "-peers", strings.Join(a[:], ","))
+}
+
+func hedged(tb testing.TB, a [3]string) string {
+	tb.Helper()
+	return edge(tb, "-hedge", "60ms", "-peers", strings.Join(a[:], ","))
+}
+
+func usual(tb testing.TB, a [3]string) string {
+	tb.Helper()
+	return rig.Nginx(tb, nginxUsual(a)).Addr
+}
+
+func tuned(tb testing.TB, a [3]string) string {
+	tb.Helper()
+	return rig.Nginx(tb, nginxTuned(a)).Addr
+}
+
+func nginxUsual(a [3]string) string {
 	return fmt.Sprintf(`upstream gin { least_conn; server %s weight=1; server %s weight=2; server %s weight=3; }
 server { listen ADDR backlog=4096; location / { proxy_pass http://gin; proxy_http_version 1.1; proxy_set_header Connection ""; } }`, a[0], a[1], a[2])
 }
@@ -40,15 +59,7 @@ proxy_next_upstream_tries 3; proxy_next_upstream_timeout 2s; } }`, a[0], a[1], a
 
 func haproxy(tb testing.TB, a [3]string) string {
 	tb.Helper()
-	file := filepath.Join(tb.TempDir(), "haproxy.cfg")
-	return rig.Program(tb, rig.Tool(tb, "haproxy", "install haproxy (Debian: apt-get install haproxy)"), func(addr string) []string {
-		text := fmt.Sprintf(`global
-  maxconn 8192
-  nbthread 2
-defaults
-  mode http
-  timeout client 30s
-  timeout connect 250ms
+	return haproxyWith(tb, fmt.Sprintf(`  timeout connect 250ms
   timeout server 1s
   timeout queue 2s
   timeout check 500ms
@@ -56,7 +67,7 @@ defaults
   retries 3
   retry-on conn-failure empty-response response-timeout
 frontend f
-  bind %s
+  bind ADDR
   default_backend gin
 backend gin
   balance leastconn
@@ -65,7 +76,16 @@ backend gin
   server a %s check
   server b %s check
   server c %s check
-`, addr, a[0], a[1], a[2])
+`, a[0], a[1], a[2]))
+}
+
+// haproxyWith starts HAProxy with the rest of a configuration, in which ADDR is where it listens.
+func haproxyWith(tb testing.TB, rest string) string {
+	tb.Helper()
+	file := filepath.Join(tb.TempDir(), "haproxy.cfg")
+	path := rig.Tool(tb, "haproxy", "install haproxy (Debian: apt-get install haproxy)")
+	return rig.Program(tb, path, func(addr string) []string {
+		text := "global\n  maxconn 8192\n  nbthread 2\ndefaults\n  mode http\n  timeout client 30s\n" + strings.ReplaceAll(rest, "ADDR", addr)
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			tb.Fatal(err)
 		}
@@ -80,6 +100,7 @@ type fault struct {
 	rate   int
 	during time.Duration
 	inject func(tb testing.TB, all [3]*rig.ProgramServer) []event
+	consul bool // says where the instances are, and that one is about to go; to Highball, that is
 }
 
 const faultAt = 3 * time.Second
@@ -87,13 +108,11 @@ const faultAt = 3 * time.Second
 var faults = []fault{
 	{"kill", "SIGKILL", 1000, 9 * time.Second, func(_ testing.TB, all [3]*rig.ProgramServer) []event {
 		return []event{{faultAt, all[2].Kill}}
-	}},
+	}, false},
 	{"hang", "SIGSTOP", 500, 12 * time.Second, func(_ testing.TB, all [3]*rig.ProgramServer) []event {
 		return []event{{faultAt, all[2].Hang}}
-	}},
-	{"drop", "packets dropped", 500, 12 * time.Second, func(tb testing.TB, all [3]*rig.ProgramServer) []event {
-		return []event{{faultAt, func() { blackhole(tb, all[2]) }}}
-	}},
+	}, false},
+	{"drop", "packets dropped", 500, 12 * time.Second, blackholed, false},
 	{"rolling", "each killed and restarted in turn", 1000, 16 * time.Second, func(_ testing.TB, all [3]*rig.ProgramServer) []event {
 		var events []event
 		for i, k := range []int{2, 1, 0} {
@@ -101,10 +120,15 @@ var faults = []fault{
 			events = append(events, event{at, all[k].Kill}, event{at + 2*time.Second, all[k].Restart})
 		}
 		return events
-	}},
+	}, false},
 	{"drain", "SIGTERM, one after the other", 1000, 9 * time.Second, func(_ testing.TB, all [3]*rig.ProgramServer) []event {
 		return []event{{faultAt, all[2].Terminate}, {faultAt + 3*time.Second, all[1].Terminate}}
-	}},
+	}, true},
+}
+
+func blackholed(tb testing.TB, all [3]*rig.ProgramServer) []event {
+	tb.Helper()
+	return []event{{faultAt, func() { blackhole(tb, all[2]) }}}
 }
 
 // blackhole has the kernel drop every packet from and to an instance.
@@ -123,8 +147,18 @@ func blackhole(tb testing.TB, p *rig.ProgramServer) {
 // measure is one fault behind one front.
 func measure(t *testing.T, f fault, front int) result {
 	t.Helper()
-	all, ledger := three(t, config{Work: 20 * time.Millisecond})
-	addr := fronts[front].start(t, [3]string{all[0].Addr, all[1].Addr, all[2].Addr})
+	c := config{Work: 20 * time.Millisecond, Redis: rig.Redis(t).Addr}
+	if f.consul && front == 0 {
+		c.Consul = rig.Consul(t).Addr
+	}
+	all, ledger := three(t, c)
+	var addr string
+	if c.Consul != "" {
+		addr = edge(t, "-consul", c.Consul, "-service", "orders")
+		answers(t, "http://"+addr+"/work")
+	} else {
+		addr = fronts[front].start(t, [3]string{all[0].Addr, all[1].Addr, all[2].Addr})
+	}
 	l := load{base: "http://" + addr, rate: f.rate, during: f.during, timeout: 5 * time.Second, next: mix("/work")}
 	warm := load{base: l.base, rate: 50, during: 500 * time.Millisecond, timeout: time.Second, next: gets("/work")}
 	warm.run(t)
@@ -148,7 +182,13 @@ func TestFailover(t *testing.T) {
 			if !*full {
 				f.rate /= 10
 			}
-			for run := range scale(*runs, 1) {
+			n := 1
+			if *full && i < 2 {
+				n = *runs // the peers are for comparison
+			} else if *full {
+				n = (*runs + 1) / 2
+			}
+			for run := range n {
 				t.Run(fmt.Sprintf("%s/%s/%d", f.name, fronts[i].name, run+1), func(t *testing.T) {
 					res := measure(t, f, i)
 					if i > 1 { // the peers are as they are
@@ -156,6 +196,9 @@ func TestFailover(t *testing.T) {
 					}
 					if res.FailedGET > 0 || res.Twice > 0 {
 						t.Errorf("%d GETs lost, %d POSTs run twice", res.FailedGET, res.Twice)
+					}
+					if res.FailedKey > 0 || res.TwiceKey > 0 || res.MissingKey > 0 {
+						t.Errorf("of those with a key %d were lost, %d ran twice, %d are answered without effect", res.FailedKey, res.TwiceKey, res.MissingKey)
 					}
 					if f.name == "drain" && res.Failed > 0 {
 						t.Errorf("%d requests lost in a drain", res.Failed)

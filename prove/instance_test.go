@@ -18,6 +18,7 @@ import (
 	"github.com/highball-go/highball/degrade"
 	"github.com/highball-go/highball/discovery/consul"
 	"github.com/highball-go/highball/health"
+	"github.com/highball-go/highball/idempotency"
 	"github.com/highball-go/highball/ratelimit"
 	"github.com/highball-go/highball/session"
 )
@@ -32,6 +33,7 @@ type config struct {
 	Rate       float64       // of ratelimit
 	Dependency string        // URL of what /dependency calls
 	Breaker    bool          // in front of it
+	Redis      string        // address of the one that Idempotency-Keys are in
 	Consul     string        // agent to register with
 	Sentinels  []string      // of the Redis that sessions are in
 	Master     string        // its name there
@@ -53,7 +55,12 @@ func serve(c config) error {
 	if err != nil {
 		return err
 	}
-	r.Any("/work", work)
+	once := func(*gin.Context) {}
+	if c.Redis != "" {
+		client := redis.NewClient(&redis.Options{Addr: c.Redis, ContextTimeoutEnabled: true})
+		once = idempotency.Middleware(idempotency.New(client, idempotency.Options{}))
+	}
+	r.Any("/work", once, work)
 	r.GET("/dependency", dependency(c))
 	if len(c.Sentinels) > 0 {
 		if err := sessions(r, c); err != nil {
@@ -101,6 +108,10 @@ func worker(c config) (gin.HandlerFunc, error) {
 		}
 		_, _ = io.Copy(io.Discard, ctx.Request.Body)
 		time.Sleep(c.Work)
+		if idempotency.Confirm(ctx) != nil { // another instance has the key: it was thought dead, and it is not for this one to act
+			ctx.AbortWithStatus(http.StatusServiceUnavailable)
+			return
+		}
 		_, _ = fmt.Fprintf(ledger, "%s %s\n", ctx.Request.Method, ctx.GetHeader("X-Request-Id"))
 		ctx.Header("X-Instance", c.Name)
 		ctx.JSON(http.StatusOK, gin.H{"instance": c.Name})
@@ -133,7 +144,7 @@ func dependency(c config) gin.HandlerFunc {
 	}
 }
 
-// sessions adds GET /session, which reads one, and POST /session, which adds one to its counter.
+// sessions adds POST /session, which sets a key of a session, and GET, which asks for one.
 func sessions(r *gin.Engine, c config) error {
 	client := redis.NewFailoverClient(&redis.FailoverOptions{SentinelAddrs: c.Sentinels, MasterName: c.Master, ContextTimeoutEnabled: true})
 	store, err := session.New(client, session.Options{Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}})
@@ -141,23 +152,24 @@ func sessions(r *gin.Engine, c config) error {
 		return err
 	}
 	g := r.Group("/session", session.Middleware("session", store))
-	g.GET("", func(ctx *gin.Context) {
-		n, _ := ginsessions.Default(ctx).Get("n").(int)
-		if n == 0 { // a session that is not known: somebody was logged out
-			ctx.Status(http.StatusUnauthorized)
-			return
+	g.GET("/:key", func(ctx *gin.Context) {
+		switch {
+		case ginsessions.Default(ctx).Get(ctx.Param("key")) != nil:
+			ctx.String(http.StatusOK, "it is there")
+		case session.StateOf(ctx) != session.Live:
+			ctx.Status(http.StatusServiceUnavailable)
+		default:
+			ctx.Status(http.StatusNotFound)
 		}
-		ctx.String(http.StatusOK, "%d", n)
 	})
-	g.POST("", func(ctx *gin.Context) {
+	g.POST("/:key", func(ctx *gin.Context) {
 		s := ginsessions.Default(ctx)
-		n, _ := s.Get("n").(int)
-		s.Set("n", n+1)
+		s.Set(ctx.Param("key"), true)
 		if err := s.Save(); err != nil {
 			ctx.Status(http.StatusServiceUnavailable)
 			return
 		}
-		ctx.String(http.StatusOK, "%d", n+1)
+		ctx.String(http.StatusOK, "it is stored")
 	})
 	return nil
 }

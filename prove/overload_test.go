@@ -2,7 +2,6 @@ package prove
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -21,41 +20,42 @@ var protections = []struct {
 	name  string
 	start func(tb testing.TB, c config) string
 }{
-	{"nothing", func(tb testing.TB, c config) string { return start(tb, c).Addr }},
-	{"Highball: ratelimit at 800/s, adaptive concurrency", func(tb testing.TB, c config) string {
-		c.Protect, c.Rate = true, 2*capacity // as wrong as such a limit is wont to be
-		return start(tb, c).Addr
-	}},
-	{"nginx: limit_req 800/s", func(tb testing.TB, c config) string {
-		return rig.Nginx(tb, fmt.Sprintf(`limit_req_zone $server_name zone=all:1m rate=%dr/s; limit_req_status 429;
+	{"nothing", unprotected},
+	{"Highball: ratelimit at 800/s, adaptive concurrency", protected},
+	{"nginx: limit_req 800/s", limitedByNginx},
+	{"HAProxy: maxconn 8, known beforehand", limitedByHAProxy},
+}
+
+func unprotected(tb testing.TB, c config) string {
+	tb.Helper()
+	return start(tb, c).Addr
+}
+
+func protected(tb testing.TB, c config) string {
+	tb.Helper()
+	c.Protect, c.Rate = true, 2*capacity // as wrong as such a limit is wont to be
+	return start(tb, c).Addr
+}
+
+func limitedByNginx(tb testing.TB, c config) string {
+	tb.Helper()
+	return rig.Nginx(tb, fmt.Sprintf(`limit_req_zone $server_name zone=all:1m rate=%dr/s; limit_req_status 429;
 upstream gin { server %s; keepalive 256; }
 server { listen ADDR backlog=4096; location / { limit_req zone=all burst=80 nodelay;
 proxy_pass http://gin; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_read_timeout 1s; } }`, 2*capacity, start(tb, c).Addr)).Addr
-	}},
-	{"HAProxy: maxconn 8, known beforehand", func(tb testing.TB, c config) string {
-		addr := start(tb, c).Addr
-		file := filepath.Join(tb.TempDir(), "haproxy.cfg")
-		return rig.Program(tb, rig.Tool(tb, "haproxy", "install haproxy (Debian: apt-get install haproxy)"), func(listen string) []string {
-			text := fmt.Sprintf(`global
-  maxconn 8192
-defaults
-  mode http
-  timeout client 30s
-  timeout connect 250ms
+}
+
+func limitedByHAProxy(tb testing.TB, c config) string {
+	tb.Helper()
+	return haproxyWith(tb, fmt.Sprintf(`  timeout connect 250ms
   timeout server 1s
   timeout queue 20ms
 frontend f
-  bind %s
+  bind ADDR
   default_backend gin
 backend gin
   server a %s maxconn %d
-`, listen, addr, workers)
-			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-				tb.Fatal(err)
-			}
-			return []string{"-db", "-f", file}
-		}).Addr
-	}},
+`, start(tb, c).Addr, workers))
 }
 
 func TestOverload(t *testing.T) {

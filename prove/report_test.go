@@ -13,12 +13,12 @@ import (
 var readmes = map[string]map[string]string{
 	"../README.md": {},
 	"../README.zh-CN.md": {
-		"1 of 3 fails": "三个实例中一个故障", "the seed's figures": "原文数据", "what": "项目", "front": "前端",
+		"1 of 3 fails": "3 个实例之 1 故障", "the seed's figures": "原文数据", "what": "项目", "front": "前端",
 		"SIGKILL": "SIGKILL(强杀)", "SIGSTOP": "SIGSTOP(挂起)", "packets dropped": "丢弃全部数据包",
 		"each killed and restarted in turn": "逐个强杀并重启", "SIGTERM, one after the other": "逐个 SIGTERM",
 		"every GET": "GET 全部成功", "GETs lost": "个 GET 丢失", "POSTs lost": "个 POST 丢失",
 		"every keyed POST": "带幂等键的 POST 全部成功且只执行一次", "keyed lost": "个带键请求丢失", "keys run twice": "个键执行两次",
-		"POSTs run twice": "个 POST 执行两次", "failover": "切换", "nginx, as the seed has it": "nginx(原文配置)", "nginx, tuned": "nginx(调优)",
+		"POSTs run twice": "个 POST 执行两次", "failover": "切换", "nginx, the usual configuration": "nginx(常用配置,原文)", "nginx, tuned": "nginx(调优)",
 		"HAProxy, tuned": "HAProxy(调优)", "Highball, hedge 60 ms": "Highball,对冲 60 ms",
 		"goodput": "有效吞吐", "of the peak": "占峰值", "p99 of what was admitted": "已接纳请求 p99", "calm p99": "平稳时 p99",
 		"nothing": "无保护", "Highball: ratelimit at 800/s, adaptive concurrency": "Highball:限流 800/s 加自适应并发", "nginx: limit_req 800/s": "nginx:limit_req 800/s",
@@ -27,7 +27,8 @@ var readmes = map[string]map[string]string{
 		"nginx, tuned, before the dependency": "依赖之前放调优的 nginx",
 		"loop":                                "压测方式", "closed, as wrk": "闭环(wrk)", "open": "开环", "success": "成功率", "mean": "平均",
 		"killed": "强杀", "hung": "挂起", "fault": "故障",
-		"session reads": "会话读", "session writes": "会话写", "failing for": "失败持续", "lost after they were acknowledged": "已确认却丢失",
+		"requests": "请求成功", "writes fail for": "写失败持续", "lost after they were acknowledged": "已确认却丢失",
+		"of which Sentinel took": "其中 Sentinel 切换用时", "the Consul leader is killed": "Consul 主节点被杀", "the Redis primary is killed": "Redis 主节点被杀",
 	},
 }
 
@@ -157,9 +158,22 @@ func (r *report) dependency() {
 	}
 }
 
+// leaders is what became of the requests while Consul and Redis lost theirs.
+func (r *report) leaders() {
+	r.head(r.say("what"), r.say("requests"), r.say("GETs lost"), r.say("writes fail for"), r.say("lost after they were acknowledged"))
+	if runs := r.by["consul/Highball"]; len(runs) > 0 {
+		s := sum(runs)
+		r.row(r.say("the Consul leader is killed"), fmt.Sprintf("%.3f %%", s.success()), fmt.Sprint(s.FailedGET), "–", "–")
+	}
+	for _, s := range r.by["redis/Highball"] {
+		r.row(r.say("the Redis primary is killed"), fmt.Sprintf("%.3f %%", s.success()), fmt.Sprint(s.FailedGET),
+			fmt.Sprintf("%.2f s, %s %.2f s", s.More["writes fail for"]/1000, r.say("of which Sentinel took"), s.More["sentinel"]/1000), fmt.Sprint(s.More["lost"]))
+	}
+}
+
 // tables are what stands between `<!-- prove:NAME -->` and `<!-- /prove:NAME -->`.
 var tables = map[string]func(*report){
-	"failover": (*report).failover, "wrk": (*report).wrk, "overload": (*report).overload, "dependency": (*report).dependency,
+	"failover": (*report).failover, "leaders": (*report).leaders, "wrk": (*report).wrk, "overload": (*report).overload, "dependency": (*report).dependency,
 }
 
 // fill puts the tables into a README; a table that it has no place for is an error.

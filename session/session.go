@@ -111,7 +111,6 @@ const (
 	maxStale        = 5 * time.Minute
 	defaultEntries  = 10_000
 	minKey          = 32
-	longestPause    = 300 * time.Millisecond // between two looks at a Redis that is away
 )
 
 // Cookie has the attributes of the cookie. Its zero value is HttpOnly, SameSite=Lax, Path=/, Secure when
@@ -196,7 +195,7 @@ func New(client redis.UniversalClient, o Options) (*Store, error) {
 	}
 	s := &Store{
 		client: client, o: o, signer: newSigner(o.Keys),
-		circuits: outage.For(client, 3*o.Timeout/2, max(3*o.Timeout/2, longestPause)),
+		circuits: outage.For(client, o.Timeout/2, o.Timeout),
 		caller:   outage.NewCaller(client),
 		health:   health{onState: o.OnState},
 		copies:   newCopies(o.StaleEntries),
