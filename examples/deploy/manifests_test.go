@@ -106,7 +106,9 @@ func TestTheServiceDrainsAsKubernetesIsTold(t *testing.T) {
 		s.Terminate()
 	}()
 	base := "http://" + s.Addr
-	rig.Poll(t, delay/2, func() error { return wants(t, "readiness", base+c.Readiness.HTTPGet.Path, http.StatusServiceUnavailable) })
+	rig.Poll(t, delay/2, func() error {
+		return wants(t, "readiness", base+c.Readiness.HTTPGet.Path, http.StatusServiceUnavailable)
+	})
 	for path, name := range map[string]string{c.Liveness.HTTPGet.Path: "liveness", "/prices/tea": "a request"} {
 		if err := wants(t, name, base+path, http.StatusOK); err != nil {
 			t.Error("while it drains: ", err)
@@ -237,7 +239,7 @@ func TestTheDockerfileFitsTheService(t *testing.T) {
 	file := read(t, "Dockerfile")
 	line := func(pattern string) string {
 		t.Helper()
-		m := regexp.MustCompile("(?m)^" + pattern + "$").FindAllStringSubmatch(file, -1)
+		m := regexp.MustCompile("(?m)^"+pattern+"$").FindAllStringSubmatch(file, -1)
 		if len(m) != 1 {
 			t.Fatalf("the Dockerfile has %d lines that match %s", len(m), pattern)
 		}

@@ -24,6 +24,7 @@ type app struct {
 	password string
 	issuer   *jwtauth.Issuer
 	prices   *cache.Cache[int]
+	once     gin.HandlerFunc // runs a POST with an Idempotency-Key once
 	peers    gin.HandlerFunc // forwards a request to one of them
 }
 
@@ -34,7 +35,7 @@ func (a app) routes(r gin.IRouter) {
 	r.GET("/me", answer(a.me))
 	r.GET("/prices/:item", answer(a.price))
 	r.GET("/stock/:item", a.stock)
-	r.POST("/orders", jwtauth.Scope("order"), answer(a.order))
+	r.POST("/orders", jwtauth.Scope("order"), a.once, answer(a.order))
 }
 
 // answer is a handler that says what f returns. An error is for the log, and no more than 503 for the client.
@@ -105,6 +106,10 @@ func (a app) stock(c *gin.Context) {
 }
 
 func (a app) order(c *gin.Context) (int, any, error) {
+	return http.StatusCreated, gin.H{"id": rand.Text(), "user": subject(c)}, nil
+}
+
+func subject(c *gin.Context) string {
 	t, _ := jwtauth.From(c)
-	return http.StatusCreated, gin.H{"id": rand.Text(), "user": t.Subject}, nil
+	return t.Subject
 }

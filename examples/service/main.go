@@ -34,6 +34,7 @@ import (
 	"github.com/highball-go/highball/discovery"
 	"github.com/highball-go/highball/discovery/consul"
 	"github.com/highball-go/highball/health"
+	"github.com/highball-go/highball/idempotency"
 	"github.com/highball-go/highball/jwtauth"
 	"github.com/highball-go/highball/metrics"
 	"github.com/highball-go/highball/ratelimit"
@@ -137,8 +138,10 @@ func run() error {
 		breaker.Middleware(circuits),
 		degrade.Middleware(controller, degrade.WithConcurrency(slots), degrade.WithEssential(isPost)),
 	)
-	a := app{password, issuer, cache.New(client, cache.Options[int]{Prefix: service + ":price:"}), balancer.Proxy(lb, service)}
-	a.routes(r)
+	app{
+		password, issuer, cache.New(client, cache.Options[int]{Prefix: service + ":price:"}),
+		idempotency.Middleware(idempotency.New(client, idempotency.Options{Prefix: service + ":once:", Scope: subject})), balancer.Proxy(lb, service),
+	}.routes(r)
 	return h.Serve(context.Background(), &http.Server{
 		Addr: listen, Handler: http.MaxBytesHandler(r, 1<<20), ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, // a proxy in front has to close idle connections first
@@ -150,7 +153,7 @@ func discover(service, self string, h *health.Health, m *metrics.Metrics, logger
 	addr := env("CONSUL_ADDR", "")
 	if addr == "" {
 		fixed := discovery.Static{}
-		for _, peer := range strings.Fields(env("PEERS", self)) {
+		for _, peer := range strings.FieldsSeq(env("PEERS", self)) {
 			fixed[service] = append(fixed[service], discovery.Instance{Addr: peer})
 		}
 		return fixed, nil

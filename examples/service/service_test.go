@@ -31,12 +31,13 @@ var production = []string{
 
 // A user has a browser.
 type user struct {
-	t      testing.TB
+	t      *testing.T
 	client *http.Client
 	token  string
+	key    string // Idempotency-Key; "": none
 }
 
-func newUser(t testing.TB) *user {
+func newUser(t *testing.T) *user {
 	t.Helper()
 	jar, err := cookiejar.New(nil)
 	if err != nil {
@@ -54,6 +55,9 @@ func (u *user) do(method, url, body string) (int, http.Header, string) {
 	}
 	if u.token != "" {
 		req.Header.Set("Authorization", "Bearer "+u.token)
+	}
+	if u.key != "" {
+		req.Header.Set("Idempotency-Key", u.key)
 	}
 	resp, err := u.client.Do(req)
 	if err != nil {
@@ -125,6 +129,12 @@ func TestTwoInstancesAreOneService(t *testing.T) {
 	}
 	u.expect(http.MethodGet, b+"/me", "", http.StatusOK, `"user":"bob"`, `"session":"live"`)
 	u.expect(http.MethodPost, b+"/orders", "", http.StatusCreated, `"user":"bob"`)
+	u.key = "key-1"
+	_, _, first := u.do(http.MethodPost, a+"/orders", "")
+	if h := u.expect(http.MethodPost, b+"/orders", "", http.StatusCreated, first); h.Get("Idempotency-Replayed") != "true" {
+		t.Error("the order was placed twice, on two instances")
+	}
+	u.key = ""
 	if h := u.expect(http.MethodGet, a+"/prices/tea", "", http.StatusOK, `"price":300`); h.Get("X-Cache") != "miss" {
 		t.Errorf("the first look-up is a %s", h.Get("X-Cache"))
 	}
@@ -160,7 +170,7 @@ func TestTwoInstancesAreOneService(t *testing.T) {
 		t.Errorf("%d of %d requests failed", failed, sent)
 	}
 	rig.Poll(t, time.Second, registered(1))
-	for _, line := range strings.Split(strings.TrimSpace(two.Log()), "\n") {
+	for _, line := range strings.SplitSeq(strings.TrimSpace(two.Log()), "\n") {
 		if strings.Contains(line, `"request"`) && !json.Valid([]byte(line)) {
 			t.Errorf("not a line of JSON: %s", line)
 		}
