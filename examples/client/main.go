@@ -94,7 +94,7 @@ func newRedis(lb *balancer.Balancer) *redis.Client {
 }
 
 func instances(addrs string) (in []discovery.Instance) {
-	for _, addr := range strings.FieldsSeq(addrs) {
+	for addr := range strings.FieldsSeq(addrs) {
 		in = append(in, discovery.Instance{Addr: addr})
 	}
 	return in

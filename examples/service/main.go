@@ -66,8 +66,7 @@ func run() error {
 		}
 		defer embedded.Close()
 		redisAddrs, password = []string{embedded.Addr()}, cmp.Or(password, "demo")
-		sessionKeys = append(sessionKeys, []byte(rand.Text()+rand.Text()))
-		tokenKeys = append(tokenKeys, []byte(rand.Text()+rand.Text()))
+		sessionKeys, tokenKeys = [][]byte{[]byte(rand.Text() + rand.Text())}, [][]byte{[]byte(rand.Text() + rand.Text())}
 	}
 	if len(sessionKeys) == 0 || len(tokenKeys) == 0 || password == "" {
 		return errors.New("with REDIS_ADDRS, every instance needs the same SESSION_KEYS, TOKEN_KEYS and PASSWORD")
@@ -99,9 +98,8 @@ func run() error {
 	together := cluster.New(client, cluster.Options{Service: service})
 	defer together.Close()
 	m.WatchCluster(together)
-	limiter := redislimit.New(client, ratelimit.PerSecond(rate, int(rate)), redislimit.Options{
-		Prefix: service + ":rate:", Admission: together.Admission,
-	})
+	limits := redislimit.Options{Prefix: service + ":rate:", Admission: together.Admission}
+	limiter := redislimit.New(client, ratelimit.PerSecond(rate, int(rate)), limits)
 	defer limiter.Close()
 	circuits := breaker.NewGroup(breaker.Options{Timeout: 5 * time.Second, Peers: together, OnChange: m.BreakerChange})
 	m.WatchBreakers(circuits.Snapshots)
@@ -110,19 +108,16 @@ func run() error {
 	m.WatchDegrade(controller)
 	slots := degrade.NewConcurrency(degrade.ConcurrencyOptions{})
 	m.WatchConcurrency(slots)
-	store, err5 := session.New(client, session.Options{
-		Keys: sessionKeys, Prefix: service + ":session:", OnState: metrics.SessionState[session.State](m),
-	})
+	sessions := session.Options{Keys: sessionKeys, Prefix: service + ":session:", OnState: metrics.SessionState[session.State](m)}
+	store, err5 := session.New(client, sessions)
 	verify, err6 := jwtauth.HMAC(tokenKeys[0], tokenKeys[1:]...)
 	auth, err7 := jwtauth.New(verify, jwtauth.Options{Issuer: service, Audience: service})
 	issuer, err8 := jwtauth.NewIssuer(jwtauth.Key{Alg: "HS256", Key: tokenKeys[0]}, jwtauth.IssuerOptions{Issuer: service, Audience: service})
 
 	gin.SetMode(gin.ReleaseMode)
 	r := gin.New()
-	if err := r.SetTrustedProxies(strings.Fields(env("TRUSTED_PROXIES", ""))); err != nil {
-		return fmt.Errorf("TRUSTED_PROXIES: %w", err)
-	}
-	if err := errors.Join(err4, err5, err6, err7, err8); err != nil {
+	err9 := r.SetTrustedProxies(strings.Fields(env("TRUSTED_PROXIES", "")))
+	if err := errors.Join(err4, err5, err6, err7, err8, err9); err != nil {
 		return err
 	}
 	health.Register(h, r) // in front of the chain: probes are not logged, limited or shed
@@ -143,8 +138,8 @@ func run() error {
 		idempotency.Middleware(idempotency.New(client, idempotency.Options{Prefix: service + ":once:", Scope: subject})), balancer.Proxy(lb, service),
 	}.routes(r)
 	return h.Serve(context.Background(), &http.Server{
-		Addr: listen, Handler: http.MaxBytesHandler(r, 1<<20), ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, // a proxy in front has to close idle connections first
+		Addr: listen, Handler: http.MaxBytesHandler(r, 1<<20), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second,
+		IdleTimeout: 2 * time.Minute, // a proxy in front has to close idle connections first
 	})
 }
 
@@ -153,7 +148,7 @@ func discover(service, self string, h *health.Health, m *metrics.Metrics, logger
 	addr := env("CONSUL_ADDR", "")
 	if addr == "" {
 		fixed := discovery.Static{}
-		for _, peer := range strings.FieldsSeq(env("PEERS", self)) {
+		for peer := range strings.FieldsSeq(env("PEERS", self)) {
 			fixed[service] = append(fixed[service], discovery.Instance{Addr: peer})
 		}
 		return fixed, nil
