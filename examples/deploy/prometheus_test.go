@@ -199,15 +199,15 @@ func TestEveryPanelHasDataAndEveryAlertFires(t *testing.T) {
 
 	// On a busy machine the CPU is one of the two reasons to degrade, so that any fault may be the other. From then on
 	// only POST goes on: what needs a GET comes before.
-	t.Log("Consul is killed, and the peer of one instance fails")
+	t.Log("Consul is killed, and the peer of one instance is slow")
 	s.consul.Kill()
-	s.peer.mode.Store("down")
-	end = s.under(user, 20, http.MethodGet, one+"/stock/tea")
-	s.fires("PeerEjected", 15*time.Second)
-
-	t.Log("the peer is slow")
 	s.peer.mode.Store("slow")
+	end = s.under(user, 20, http.MethodGet, one+"/stock/tea")
 	s.fires("Slow", 20*time.Second)
+
+	t.Log("the peer fails")
+	s.peer.mode.Store("down")
+	s.fires("PeerEjected", 15*time.Second)
 
 	t.Log("the peer is slow and failing")
 	s.peer.mode.Store("slow and failing")
