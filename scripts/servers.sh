@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Puts the real servers that the tests start on this machine: Debian's packages where this is Debian and
-# we are root, and Consul from Go's module proxy into .bin. What is there already is left alone.
+# we are root, and Consul and the tools of examples/deploy from Go's module proxy into .bin. What is there
+# already is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,4 +30,11 @@ if [ ! -x .bin/consul ] || [ tools/consul/go.sum -nt .bin/consul ]; then
   mkdir -p .bin
   (cd tools/consul && go build -o ../../.bin/consul github.com/hashicorp/consul)
   touch .bin/consul
+fi
+
+if [ ! -x .bin/opa ] || [ ! -x .bin/kubectl-validate ] || [ tools/deploy/go.sum -nt .bin/opa ]; then
+  echo "servers: building opa and kubectl-validate (about two minutes, seconds from Go's build cache)"
+  mkdir -p .bin
+  (cd tools/deploy && go build -o ../../.bin/ github.com/open-policy-agent/opa sigs.k8s.io/kubectl-validate)
+  touch .bin/opa
 fi

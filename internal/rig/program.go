@@ -2,6 +2,10 @@ package rig
 
 import (
 	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
@@ -41,4 +45,32 @@ func (p *Process) Terminate() {
 	p.tb.Helper()
 	p.signal(syscall.SIGTERM)
 	<-p.exited
+}
+
+// Build compiles the program in a folder, which is relative to that of the test, and returns its path.
+func Build(tb testing.TB, folder string) string {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "program")
+	if out, err := exec.Command("go", "build", "-o", path, folder).CombinedOutput(); err != nil { //nolint:noctx // it ends
+		tb.Fatalf("rig: building %s: %v: %s", folder, err, out)
+	}
+	return path
+}
+
+// With is Program with these variables, as NAME=value, in its environment, and that address in the one named LISTEN.
+func With(tb testing.TB, path string, env ...string) *ProgramServer {
+	tb.Helper()
+	return Program(tb, Tool(tb, "env", "install coreutils"), func(addr string) []string {
+		return slices.Concat([]string{"LISTEN=" + addr}, env, []string{path})
+	})
+}
+
+// Log is all that the process has written.
+func (p *Process) Log() string {
+	p.tb.Helper()
+	log, err := os.ReadFile(p.logFile())
+	if err != nil {
+		p.tb.Fatalf("rig: %v", err)
+	}
+	return string(log)
 }
