@@ -59,6 +59,9 @@ func date(value []byte) (time.Time, error) {
 	if c := value[0]; c < '0' || c > '9' {
 		return time.Time{}, errType // negative ones too
 	}
+	if whole, err := strconv.ParseInt(string(value), 10, 64); err == nil && whole <= most { // as most are
+		return time.Unix(whole, 0), nil
+	}
 	f, err := strconv.ParseFloat(string(value), 64)
 	if err != nil || f > most {
 		return time.Time{}, errType

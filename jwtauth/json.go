@@ -64,8 +64,7 @@ func (s *scanner) object(f func(name, value []byte) error) error {
 	if s.eat('}') {
 		return nil
 	}
-	var few [16][]byte
-	seen := names{few: few[:0]}
+	var seen names
 	for {
 		s.space()
 		name, ok := s.str()
@@ -97,9 +96,10 @@ func (s *scanner) object(f func(name, value []byte) error) error {
 	}
 }
 
-// names is a set that is cheap while it is small, and never slow.
+// names is a set that is cheap, on the stack, while it is small, and never slow.
 type names struct {
-	few  [][]byte
+	few  [16][]byte
+	n    int // of few
 	many map[string]struct{}
 }
 
@@ -111,13 +111,14 @@ func (n *names) add(name []byte) bool {
 		n.many[string(name)] = struct{}{}
 		return true
 	}
-	for _, other := range n.few {
+	for _, other := range n.few[:n.n] {
 		if bytes.Equal(other, name) {
 			return false
 		}
 	}
-	if n.few = append(n.few, name); len(n.few) == cap(n.few) {
-		n.many = make(map[string]struct{}, 2*len(n.few))
+	n.few[n.n] = name
+	if n.n++; n.n == len(n.few) {
+		n.many = make(map[string]struct{}, 2*n.n)
 		for _, other := range n.few {
 			n.many[string(other)] = struct{}{}
 		}

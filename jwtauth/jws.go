@@ -60,7 +60,8 @@ func parse(raw string) (h header, signed, payload, sig []byte, err error) {
 	fail := func(err error) (header, []byte, []byte, []byte, error) { return header{}, nil, nil, nil, err }
 	one := strings.IndexByte(raw, '.')
 	two := strings.LastIndexByte(raw, '.')
-	if one < 0 || two == one || strings.IndexByte(raw[one+1:two], '.') >= 0 || strings.ContainsAny(raw, "\r\n") {
+	if one < 0 || two == one || strings.IndexByte(raw[one+1:two], '.') >= 0 ||
+		strings.IndexByte(raw, '\r') >= 0 || strings.IndexByte(raw, '\n') >= 0 {
 		return fail(errForm)
 	}
 	b := []byte(raw)

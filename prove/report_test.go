@@ -25,7 +25,7 @@ var readmes = map[string]map[string]string{
 		"HAProxy: maxconn 8, known beforehand": "HAProxy:maxconn 8(事先已知)",
 		"answered":                             "得到应答", "within 250 ms": "250 ms 内", "the fallback alone": "只有降级应答", "Highball: a breaker of 2 s too": "Highball:再加 2 s 窗口的熔断器",
 		"nginx, tuned, before the dependency": "依赖之前放调优的 nginx",
-		"loop":                                "压测方式", "closed, as wrk": "闭环(wrk)", "open": "开环", "success": "成功率", "mean": "平均",
+		"loop":                                "压测方式", "closed, as wrk": "闭环(wrk)", "open": "开环", "success": "成功率", "longest": "最长", "mean": "平均",
 		"killed": "强杀", "hung": "挂起", "fault": "故障",
 		"requests": "请求成功", "writes fail for": "写失败持续", "lost after they were acknowledged": "已确认却丢失",
 		"of which Sentinel took": "其中 Sentinel 切换用时", "the Consul leader is killed": "Consul 主节点被杀", "the Redis primary is killed": "Redis 主节点被杀",
@@ -70,7 +70,7 @@ func sum(runs []result) (s result) {
 		s.Sent, s.Failed = s.Sent+r.Sent, s.Failed+r.Failed
 		s.FailedGET, s.FailedPOST, s.FailedKey = s.FailedGET+r.FailedGET, s.FailedPOST+r.FailedPOST, s.FailedKey+r.FailedKey
 		s.Twice, s.TwiceKey, s.MissingKey = s.Twice+r.Twice, s.TwiceKey+r.TwiceKey, s.MissingKey+r.MissingKey
-		s.Failover, s.P999 = max(s.Failover, r.Failover), max(s.P999, r.P999)
+		s.Failover, s.P999, s.Max = max(s.Failover, r.Failover), max(s.P999, r.P999), max(s.Max, r.Max)
 	}
 	return s
 }
@@ -121,7 +121,7 @@ func (r *report) failover() {
 }
 
 func (r *report) wrk() {
-	r.head(r.say("fault"), r.say("front"), r.say("loop"), r.say("success"), r.say("mean"), "p99")
+	r.head(r.say("fault"), r.say("front"), r.say("loop"), r.say("success"), r.say("mean"), "p99", r.say("longest"))
 	for i, name := range []string{"killed", "hung"} {
 		for _, front := range []string{fronts[2].name, fronts[3].name, fronts[0].name} {
 			for _, loop := range []string{"wrk ", ""} {
@@ -129,9 +129,9 @@ func (r *report) wrk() {
 				if len(runs) == 0 {
 					continue
 				}
-				s := runs[0]
+				s := sum(runs)
 				word := map[string]string{"wrk ": "closed, as wrk", "": "open"}[loop]
-				r.row(r.say(name), r.say(front), r.say(word), fmt.Sprintf("%.3f %%", s.success()), fmt.Sprintf("%.0f ms", s.Mean), fmt.Sprintf("%.0f ms", s.P99))
+				r.row(r.say(name), r.say(front), r.say(word), fmt.Sprintf("%.3f %%", s.success()), fmt.Sprintf("%.0f ms", s.Mean), fmt.Sprintf("%.0f ms", s.P99), fmt.Sprintf("%.0f ms", s.Max))
 			}
 		}
 	}

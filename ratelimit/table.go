@@ -75,22 +75,18 @@ func (t *table) find(hash uint64) place {
 	return place{&t.sets[base+a], &t.sets[base+b], max(uint32(hash>>8), 1)}
 }
 
-// search returns the slot of the key at p, or -1. It looks at both sets at once, so that the processor
-// waits for memory once.
+// search returns the slot of the key at p, or -1. It looks at both sets by turns, so that the processor
+// waits for the memory of both at once.
 func (p place) search() (*set, int) {
-	found := -1
 	for i := range ways {
 		if p.one.tag[i].Load() == p.tag {
-			found = i
+			return p.one, i
 		}
 		if p.two.tag[i].Load() == p.tag {
-			found = i + ways
+			return p.two, i
 		}
 	}
-	if found >= ways {
-		return p.two, found - ways
-	}
-	return p.one, found
+	return p.one, -1
 }
 
 // take takes n tokens of the bucket b at p, if there is a slot for it.

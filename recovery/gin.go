@@ -1,6 +1,7 @@
 package recovery
 
 import (
+	"bytes"
 	"net/http"
 	"time"
 
@@ -95,12 +96,17 @@ func (r *recoverer) gone(c *gin.Context, v any, pc uintptr) {
 }
 
 func (r *recoverer) panicked(c *gin.Context, p Panic, at []uintptr) {
-	n, logged := r.limit.allow(site{at[0], c.FullPath()}, time.Now())
-	if logged || r.onPanic != nil || r.answer != nil {
-		p.Stack = frames(at)
-	}
-	if logged {
-		r.log.Error("panic", fields(p.Value, p.Stack, p.Route, requestID(c), n)...)
+	s := site{at[0], c.FullPath()}
+	n, logged := r.limit.allow(s, time.Now())
+	hooked := r.onPanic != nil || r.answer != nil
+	if logged || hooked {
+		stack := r.limit.stack(s, at)
+		if logged {
+			r.log.Error("panic", fields(p.Value, stack, p.Route, requestID(c), n)...)
+		}
+		if hooked {
+			p.Stack = bytes.Clone(stack) // theirs to keep and change
+		}
 	}
 	if r.onPanic != nil {
 		r.guard(p.Route, func() { r.onPanic(p) })

@@ -363,3 +363,50 @@ func TestOnPanicHearsEveryOne(t *testing.T) {
 		t.Errorf("OnPanic heard %d of 100, the log has %d lines", n, logs.Len())
 	}
 }
+
+//go:noinline
+func fail() { panic("boom") }
+
+func TestTheSameLineReachedAnotherWayHasAStackOfItsOwn(t *testing.T) {
+	ways := []func(){func() { fail() }, func() { fail() }, fail}
+	n := 0
+	r, logs := engine(func(*gin.Context) {
+		way := ways[n%len(ways)]
+		n++
+		way()
+	})
+	for range 2 * len(ways) {
+		get(r)
+	}
+	seen := map[any]int{}
+	for _, line := range logs.All() {
+		seen[line.ContextMap()["stack"]]++
+	}
+	if len(seen) != len(ways) {
+		t.Fatalf("%d stacks for %d ways to one line", len(seen), len(ways))
+	}
+	for stack, times := range seen {
+		if times != 2 {
+			t.Errorf("%d times, want twice:\n%s", times, stack)
+		}
+	}
+}
+
+func TestAHookMayKeepAndChangeTheStack(t *testing.T) {
+	var stacks [][]byte
+	r, logs := engine(func(*gin.Context) { panic("boom") }, OnPanic(func(p Panic) {
+		stacks = append(stacks, bytes.Clone(p.Stack))
+		clear(p.Stack)
+	}))
+	for range 20 {
+		get(r)
+	}
+	for i, s := range stacks {
+		if !bytes.Equal(s, stacks[0]) || !bytes.HasPrefix(s, []byte("github.com/highball-go/highball/recovery.")) {
+			t.Fatalf("stack of panic %d: %q", i, s)
+		}
+	}
+	if got := logs.All()[burst-1].ContextMap()["stack"]; got != string(stacks[0]) {
+		t.Errorf("stack in the log: %q", got)
+	}
+}

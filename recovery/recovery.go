@@ -25,6 +25,7 @@ import (
 	"net/http"
 	"reflect"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -227,6 +228,29 @@ type limiter struct {
 type state struct {
 	tat        time.Time // when the burst will be whole again
 	suppressed int
+	pcs        []uintptr // of the last panic here whose frames were asked for
+	stack      []byte    // they, rendered; never changed
+}
+
+// stack is frames of a panic at s. The same panic again costs no rendering, which is dearer than all else that
+// is done about one.
+func (l *limiter) stack(s site, pcs []uintptr) []byte {
+	l.mu.Lock()
+	var stack []byte
+	if st := l.sites[s]; st != nil && slices.Equal(st.pcs, pcs) {
+		stack = st.stack
+	}
+	l.mu.Unlock()
+	if stack != nil {
+		return stack
+	}
+	stack = frames(pcs)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if st := l.sites[s]; st != nil {
+		st.pcs, st.stack = slices.Clone(pcs), stack
+	}
+	return stack
 }
 
 // allow reports whether the panic at s is to be logged, and how many before it were not.

@@ -3,9 +3,11 @@ package redislimit
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"strconv"
 	"strings"
@@ -183,9 +185,16 @@ func TestRepliesThatMakeNoSenseAreARedisThatIsAway(t *testing.T) {
 		"-MASTERDOWN Link with MASTER is down\r\n",
 		"+OK\r\n",
 		"$-1\r\n",
-		"*3\r\n:99\r\n:0\r\n:1\r\n",
-		"*3\r\n:1\r\n:-5\r\n:1\r\n",
-		"*1\r\n:1\r\n",
+		packed(99, 0, 1),
+		packed(-2, 0, 1),
+		packed(1, -5, 1),
+		packed(1, 4*3600e6, 1),
+		packed(1, 0.5, 1),
+		packed(1, math.NaN(), 1),
+		packed(1, 1, math.Inf(1)),
+		packed(1, 1, 0),
+		"*3\r\n:1\r\n:1\r\n:1\r\n",
+		"$2\r\nxy\r\n",
 		"*2\r\n$1\r\nx\r\n:1\r\n",
 		"HTTP/1.1 400 Bad Request\r\n\r\n",
 	} {
@@ -199,12 +208,23 @@ func TestRepliesThatMakeNoSenseAreARedisThatIsAway(t *testing.T) {
 	}
 }
 
+// packed is a reply as the script gives it.
+func packed(granted, owed, at float64) string {
+	b := []byte("$24\r\n")
+	for _, f := range []float64{granted, owed, at} {
+		b = binary.LittleEndian.AppendUint64(b, math.Float64bits(f))
+	}
+	return string(b) + "\r\n"
+}
+
 func TestAKeyThatHoldsSomethingElseIsNotOverwritten(t *testing.T) {
 	c := clientOf(t, rig.Redis(t).Addr)
 	c.Set(t.Context(), "ratelimit:text", "mine", 0)
+	c.Set(t.Context(), "ratelimit:long", "mine, of 24 bytes, as it", 0)
+	c.Set(t.Context(), "ratelimit:bits", strings.Repeat("\xff", 24), 0)
 	c.LPush(t.Context(), "ratelimit:list", "mine")
 	l := limiter(t, c, ratelimit.Every(time.Hour, 3, 3), Options{Timeout: patient})
-	for _, key := range []string{"text", "list"} {
+	for _, key := range []string{"text", "long", "bits", "list"} {
 		if d := allow(t, l, key, 1); d.Source != "fallback" {
 			t.Errorf("%s: %+v", key, d)
 		}
