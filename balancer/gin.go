@@ -32,7 +32,8 @@ func WithReplayBytes(n int64) ProxyOption { return func(p *proxy) { p.replay = n
 // WithAffinity sets the [IPHash] key of each request, e.g. func(c) string { return c.ClientIP() }.
 func WithAffinity(key func(*gin.Context) string) ProxyOption { return func(p *proxy) { p.key = key } }
 
-// Proxy forwards requests to service: the dynamic load-balancing middleware. It streams the request and the answer, flushes server-sent events at once, passes upgrades (WebSocket) and trailers on, and removes
+// Proxy forwards requests to service: the dynamic load-balancing middleware. It streams the request and the
+// answer, flushes server-sent events at once, passes upgrades (WebSocket) and trailers on, and removes
 // hop-by-hop headers. The instance gets X-Forwarded-For, -Host and -Proto and X-Real-Ip: what came in of
 // them counts only if gin trusts who sent it (Engine.SetTrustedProxies), and the path, query and method
 // as they are; Host is the service's name.
@@ -40,7 +41,9 @@ func WithAffinity(key func(*gin.Context) string) ProxyOption { return func(p *pr
 // The body is streamed and kept on the way, up to [WithReplayBytes], so that a request may be repeated.
 //
 // Answers of its own are problem+json: 503 with Retry-After without an instance, 502 when no try was
-// answered, 504 when the last one timed out; an instance's own answer, also a 5xx, is passed on. When the
+// answered, 504 when the last one timed out; an instance's own answer, also a 5xx, is passed on. A header that a
+// middleware in front has set, such as X-Request-Id, RateLimit or those of CORS, stands in the place of the instance's,
+// but for those of which there may be many: Set-Cookie, Vary, Link, Server-Timing, Via, WWW-Authenticate. When the
 // client has gone away the status is 499, for the log. An answer that breaks off ends with
 // [http.ErrAbortHandler], so that the client sees it break off too.
 func Proxy(b *Balancer, service string, opts ...ProxyOption) gin.HandlerFunc {
@@ -49,8 +52,14 @@ func Proxy(b *Balancer, service string, opts ...ProxyOption) gin.HandlerFunc {
 		o(p)
 	}
 	reverse := &httputil.ReverseProxy{
-		Transport:     b,
-		Rewrite:       p.rewrite,
+		Transport: b,
+		Rewrite:   p.rewrite,
+		ModifyResponse: func(r *http.Response) error {
+			if r.StatusCode != http.StatusSwitchingProtocols { // there Connection is the instance's to say
+				yield(r.Header, forwardingOf(r.Request).front)
+			}
+			return nil
+		},
 		FlushInterval: -1,
 		BufferPool:    &buffers{},
 		ErrorLog:      log.New(io.Discard, "", 0), // a library does not print; the client sees it too
@@ -63,8 +72,9 @@ func Proxy(b *Balancer, service string, opts ...ProxyOption) gin.HandlerFunc {
 // request's context, since gin's own must not.
 type forwarding struct {
 	client, host, proto string
-	body                *tee  // nil: there is none, or it is not kept
-	err                 error // why no instance answered
+	front               http.Header // of the answer, set by who is in front
+	body                *tee        // nil: there is none, or it is not kept
+	err                 error       // why no instance answered
 }
 
 type forwardingKey struct{}
@@ -96,7 +106,7 @@ func (p *proxy) serve(c *gin.Context, reverse *httputil.ReverseProxy) {
 // forward works out what the instance may believe of the client.
 func forward(c *gin.Context) *forwarding {
 	client, peer := c.ClientIP(), c.RemoteIP()
-	f := &forwarding{client: client, host: c.Request.Host, proto: "http"}
+	f := &forwarding{client: client, host: c.Request.Host, proto: "http", front: c.Writer.Header()}
 	if c.Request.TLS != nil {
 		f.proto = "https"
 	}
@@ -123,6 +133,18 @@ func (p *proxy) rewrite(r *httputil.ProxyRequest) {
 	r.Out.Header.Set("X-Real-Ip", real)
 	if f.body != nil {
 		r.Out.GetBody = f.body.again
+	}
+}
+
+// yield leaves out of an instance's header what is set in front: two of it would contradict each other, and browsers
+// refuse two of CORS.
+func yield(header, front http.Header) {
+	for name := range front {
+		switch name {
+		case "Set-Cookie", "Vary", "Link", "Server-Timing", "Via", "Www-Authenticate":
+		default:
+			delete(header, name)
+		}
 	}
 }
 

@@ -65,6 +65,41 @@ func TestProxyForwardsTheRequest(t *testing.T) {
 	})
 }
 
+func TestAHeaderThatIsSetInFrontStands(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeers()
+		p.set("a:1", func(*http.Request) (*http.Response, error) {
+			resp := answer(http.StatusOK)
+			for name, value := range map[string]string{
+				"X-Request-Id": "theirs", "Access-Control-Allow-Origin": "*", "Vary": "Accept", "Set-Cookie": "b=2", "Etag": "e",
+			} {
+				resp.Header.Set(name, value)
+			}
+			return resp, nil
+		})
+		b := open(t, orders("a:1"), Options{Transport: p})
+		gin.SetMode(gin.TestMode)
+		r := gin.New()
+		r.Use(func(c *gin.Context) {
+			for name, value := range map[string]string{
+				"X-Request-Id": "ours", "Access-Control-Allow-Origin": "https://a.example", "Vary": "Origin", "Set-Cookie": "a=1",
+			} {
+				c.Header(name, value)
+			}
+		})
+		r.NoRoute(Proxy(b, "orders"))
+		w := httptest.NewRecorder()
+		r.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+		for name, want := range map[string]string{
+			"X-Request-Id": "[ours]", "Access-Control-Allow-Origin": "[https://a.example]", "Vary": "[Origin Accept]", "Set-Cookie": "[a=1 b=2]", "Etag": "[e]",
+		} {
+			if got := fmt.Sprint(w.Header()[name]); got != want {
+				t.Errorf("%s is %s, want %s", name, got, want)
+			}
+		}
+	})
+}
+
 func TestProxyTellsTheInstanceOnlyWhatGinTrusts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got http.Header

@@ -100,7 +100,6 @@ func (a app) stock(c *gin.Context) {
 	}
 	c.Request.Header.Set("Authorization", "Bearer "+token)
 	c.Request.Header.Set("X-Request-Id", accesslog.RequestID(c))
-	c.Writer.Header().Del("X-Request-Id") // the peer repeats it
 	a.peers(c)
 }
 
