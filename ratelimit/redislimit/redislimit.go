@@ -9,7 +9,8 @@
 //
 // No request waits longer than Options.Timeout, and none waits at all once Redis is known to be away: then
 // [OnDown] says what happens. What Redis forgets, in a restart without persistence or a failover to a
-// replica that lags, is forgotten here too: those buckets are full again.
+// replica that lags, is forgotten here too: those buckets are full again. The script needs the struct library
+// of Redis' Lua: a server without it, such as miniredis, is a Redis that is away.
 //
 // Source: the generic cell rate algorithm (ITU-T I.371, annex A), kept as what the bucket lacks and since
 // when rather than as one instant, so that a clock of Redis that is set back holds up nobody.
