@@ -70,6 +70,7 @@ func TestConsecutiveFailuresEject(t *testing.T) {
 		var j journal
 		b := open(t, orders("a:1", "b:1"), Options{Strategy: RoundRobin(), Transport: d.transport(), OnEvent: j.add})
 		choose(t, b).Done(nil)
+		synctest.Wait() // the instances' arrival is told
 		fail(t, b, "a:1", 2)
 		if s := statusOf(t, b, "a:1"); s.Ejected {
 			t.Error("ejected after two failures")
@@ -79,7 +80,7 @@ func TestConsecutiveFailuresEject(t *testing.T) {
 		if !s.Ejected || !s.Until.Equal(time.Now().Add(time.Second)) {
 			t.Errorf("after three: ejected %v until %v, want for 1s", s.Ejected, time.Until(s.Until))
 		}
-		if got := j.events[len(j.events)-1]; got.Kind != Ejected || !errors.Is(got.Err, errReset) || got.Service != "orders" {
+		if got := j.last(); got.Kind != Ejected || !errors.Is(got.Err, errReset) || got.Service != "orders" {
 			t.Errorf("event = %+v, want why a:1 was ejected", got)
 		}
 		for range 10 {

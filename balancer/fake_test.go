@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/highball-go/highball/discovery"
@@ -169,6 +170,14 @@ func (j *journal) add(e Event) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.events = append(j.events, e)
+}
+
+// last is the newest event, once all goroutines of the bubble have told theirs.
+func (j *journal) last() Event {
+	synctest.Wait()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.events[len(j.events)-1]
 }
 
 // of returns the events of a kind as their addresses.

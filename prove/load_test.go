@@ -38,13 +38,21 @@ type load struct {
 	during  time.Duration
 	timeout time.Duration // of a client
 	next    func(i int) request
-	events  []event
+	events  []event // in the order in which they happen
 }
 
 // An event happens in the middle of a load.
 type event struct {
 	at time.Duration
 	do func()
+}
+
+// happen has events happen one after the other: a process of the rig is for one goroutine.
+func happen(events []event, start time.Time) {
+	for _, e := range events {
+		time.Sleep(time.Until(start.Add(e.at)))
+		e.do()
+	}
 }
 
 // mix is 80 % GET and 20 % POST, every second of which has an Idempotency-Key.
@@ -80,12 +88,7 @@ func (l load) run(tb testing.TB) []record {
 	records := make([]record, int(float64(l.rate)*l.during.Seconds()))
 	var all, events sync.WaitGroup
 	start := time.Now()
-	for _, e := range l.events { // one after the other
-		events.Go(func() {
-			time.Sleep(time.Until(start.Add(e.at)))
-			e.do()
-		})
-	}
+	events.Go(func() { happen(l.events, start) })
 	for i := range records {
 		at := time.Duration(i) * time.Second / time.Duration(l.rate)
 		time.Sleep(time.Until(start.Add(at)))
@@ -165,12 +168,7 @@ func (l closedLoop) run(tb testing.TB) []record {
 	var records []record
 	var all, events sync.WaitGroup
 	start := time.Now()
-	for _, e := range l.events {
-		events.Go(func() {
-			time.Sleep(time.Until(start.Add(e.at)))
-			e.do()
-		})
-	}
+	events.Go(func() { happen(l.events, start) })
 	for range l.connections {
 		all.Go(func() {
 			for i := 0; time.Since(start) < l.during; i++ {
