@@ -90,7 +90,7 @@ func replaced(tb testing.TB, text string, oldnew ...string) string {
 
 func TestNginxBothForms(t *testing.T) {
 	t.Parallel()
-	for _, form := range []string{"seed", "tuned"} {
+	for _, form := range []string{"plain", "tuned"} {
 		t.Run(form, func(t *testing.T) {
 			t.Parallel()
 			redis := rig.Redis(t)
@@ -109,7 +109,7 @@ func TestNginxBothForms(t *testing.T) {
 				}
 			}
 			// In front of everything, nginx knows the client; what the client says of itself must not count.
-			if forged := strings.Contains(logs, "203.0.113.7"); forged != (form == "seed") {
+			if forged := strings.Contains(logs, "203.0.113.7"); forged != (form == "plain") {
 				t.Errorf("a client chose its address: %v", forged)
 			}
 			status, _ := get(t, front+"/metrics")
@@ -128,7 +128,7 @@ func TestNginxBothForms(t *testing.T) {
 
 func TestNginxTakesTheFilesAsTheyAre(t *testing.T) {
 	t.Parallel()
-	for _, form := range []string{"seed", "tuned"} {
+	for _, form := range []string{"plain", "tuned"} {
 		dir := t.TempDir()
 		here, err := os.Getwd()
 		if err != nil {
