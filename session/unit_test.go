@@ -69,7 +69,7 @@ func FuzzDeserialize(f *testing.F) {
 	f.Add([]byte{compact, 1, kindList, 0, kindNil})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > 0 && b[0] != compact {
-			t.Skip("gob's or JSON's own")
+			return // gob's or JSON's own
 		}
 		values, err := decoded(b)
 		if err != nil {
