@@ -1,11 +1,13 @@
 package health
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -36,6 +38,17 @@ func bubble(t *testing.T, o Options, f func(h *Health)) {
 		defer h.Close()
 		f(h)
 	})
+}
+
+// goroutines of the bubble of its caller: those of the tests before may still be ending.
+func goroutines(t *testing.T) int {
+	t.Helper()
+	own, all := make([]byte, 256), make([]byte, 1<<20)
+	mark := regexp.MustCompile(`, synctest bubble \d+\]`).Find(own[:runtime.Stack(own, false)])
+	if mark == nil {
+		t.Fatalf("not in a bubble: %s", own)
+	}
+	return bytes.Count(all[:runtime.Stack(all, true)], mark)
 }
 
 func probe(h *Health, method, path string) *httptest.ResponseRecorder {
@@ -195,13 +208,14 @@ func TestCheckThatIgnoresItsContextDoesNotPileUp(t *testing.T) {
 			mu.Unlock()
 			return nil
 		}, Every(time.Second), Timeout(100*time.Millisecond))
-		before := runtime.NumGoroutine()
+		synctest.Wait()
+		before := goroutines(t)
 		time.Sleep(100 * time.Second)
 		synctest.Wait()
 		if most != 1 || h.Ready() {
 			t.Errorf("%d at once, ready %v; want 1, false", most, h.Ready())
 		}
-		if n := runtime.NumGoroutine(); n > before+1 {
+		if n := goroutines(t); n != before {
 			t.Errorf("%d goroutines, %d before", n, before)
 		}
 		close(release)
