@@ -34,11 +34,10 @@ const (
 // A Store is the keys and responses of a service. It is safe for concurrent use. It has no goroutine but of requests, and
 // for at most Options.Lock of responses that Redis has not taken yet.
 type Store struct {
-	o        Options
-	client   redis.UniversalClient
-	caller   *outage.Caller
-	circuits outage.Group
-	terms    string // of a lock: its life and its lease, in milliseconds
+	o      Options
+	client redis.UniversalClient
+	guard  *outage.Guard
+	terms  string // of a lock: its life and its lease, in milliseconds
 
 	waiting  atomic.Int32
 	unstored atomic.Int32
@@ -60,9 +59,8 @@ func New(client redis.UniversalClient, o Options) *Store {
 	o.Prefix = cmp.Or(o.Prefix, "highball:idempotency:")
 	return &Store{
 		o: o, client: client,
-		caller:   outage.NewCaller(client),
-		circuits: outage.For(client, 100*time.Millisecond, time.Second),
-		terms:    fmt.Sprintf("%d %d", o.Lock.Milliseconds(), o.Lease.Milliseconds()),
+		guard: outage.NewGuard(client, 100*time.Millisecond, time.Second),
+		terms: fmt.Sprintf("%d %d", o.Lock.Milliseconds(), o.Lease.Milliseconds()),
 	}
 }
 
@@ -125,15 +123,7 @@ func (s *Store) ask(ctx context.Context, name string, anyway bool, script *redis
 	if s.client == nil {
 		return "", fmt.Errorf("%w: there is no client", ErrRedis)
 	}
-	circuit, probe := s.circuits.Of(name), anyway
-	if circuit.Open() && !anyway {
-		if probe = circuit.MayProbe(time.Now().UnixNano()); !probe {
-			return "", fmt.Errorf("%w: it is away", ErrRedis)
-		}
-	}
-	within, cancel := context.WithTimeout(ctx, s.o.Timeout)
-	defer cancel()
-	said, err := outage.Call(within, s.caller, func(ctx context.Context) (string, error) {
+	said, err := outage.Ask(ctx, s.guard, name, s.o.Timeout, anyway, func(ctx context.Context) (string, error) {
 		v, err := script.Run(ctx, s.client, []string{name}, args...).Result()
 		switch v := v.(type) {
 		case string:
@@ -143,12 +133,8 @@ func (s *Store) ask(ctx context.Context, name string, anyway bool, script *redis
 		}
 		return "", cmp.Or(err, errors.New("an answer of another kind"))
 	})
-	if err == nil {
-		circuit.Heard(true, probe, 0)
-		return said, nil
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", ErrRedis, err)
 	}
-	if ctx.Err() == nil { // else Redis is not to blame
-		circuit.Heard(false, probe, time.Now().UnixNano())
-	}
-	return "", fmt.Errorf("%w: %w", ErrRedis, err)
+	return said, nil
 }

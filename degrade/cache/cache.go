@@ -103,8 +103,7 @@ const (
 type Cache[T any] struct {
 	client   redis.UniversalClient
 	o        Options[T]
-	caller   *outage.Caller
-	circuits outage.Group
+	guard    *outage.Guard
 	loads    chan struct{} // slots of loads while Redis is away
 	renewals chan struct{}
 
@@ -136,8 +135,7 @@ func New[T any](client redis.UniversalClient, o Options[T]) *Cache[T] {
 	}
 	return &Cache[T]{
 		client: client, o: o,
-		caller:   outage.NewCaller(client),
-		circuits: outage.For(client, 100*time.Millisecond, time.Second),
+		guard:    outage.NewGuard(client, 100*time.Millisecond, time.Second),
 		loads:    make(chan struct{}, o.Loads),
 		renewals: make(chan struct{}, o.Loads),
 		flights:  make(map[string]*flight[T]),
@@ -197,7 +195,7 @@ func (c *Cache[T]) Delete(ctx context.Context, keys ...string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.o.Timeout)
 	defer cancel()
-	_, err := outage.Call(ctx, c.caller, func(ctx context.Context) ([]redis.Cmder, error) {
+	_, err := outage.Call(ctx, c.guard.Caller, func(ctx context.Context) ([]redis.Cmder, error) {
 		return c.client.Pipelined(ctx, func(p redis.Pipeliner) error { // one by one: they may be on several nodes
 			for _, key := range keys {
 				p.Del(ctx, c.o.Prefix+key)

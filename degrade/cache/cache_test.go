@@ -363,7 +363,7 @@ func TestGetOutlivesARedisThatIsKilledHungAndRestarted(t *testing.T) {
 			back()
 			r.Kill()
 			get(50)
-			if !c.circuits.Of(name + "1").Open() {
+			if !c.guard.Of(name + "1").Open() {
 				t.Error("after 50 failures each Get still asks a Redis that is away")
 			}
 			r.Restart()

@@ -88,21 +88,9 @@ func ask[T, R any](ctx context.Context, c *Cache[T], key string, f func(context.
 		return r, fmt.Errorf("%w: there is no client", ErrRedis)
 	}
 	key = c.o.Prefix + key
-	circuit, probe := c.circuits.Of(key), false
-	if circuit.Open() {
-		if probe = circuit.MayProbe(time.Now().UnixNano()); !probe {
-			return r, fmt.Errorf("%w: it is away", ErrRedis)
-		}
-	}
-	within, cancel := context.WithTimeout(ctx, c.o.Timeout)
-	defer cancel()
-	r, err = outage.Call(within, c.caller, func(ctx context.Context) (R, error) { return f(ctx, key) })
-	switch {
-	case err == nil || errors.Is(err, redis.Nil):
-		circuit.Heard(true, probe, 0)
+	r, err = outage.Ask(ctx, c.guard, key, c.o.Timeout, false, func(ctx context.Context) (R, error) { return f(ctx, key) })
+	if err == nil || errors.Is(err, redis.Nil) {
 		return r, err
-	case ctx.Err() == nil: // else Redis is not to blame
-		circuit.Heard(false, probe, time.Now().UnixNano())
 	}
 	return r, fmt.Errorf("%w: %w", ErrRedis, err)
 }
