@@ -72,6 +72,10 @@ var troubles = map[string]trouble{
 			_ = admin.ReplicaOf(tb.Context(), "NO", "ONE").Err()
 		},
 	},
+	"LOADING": {
+		func(tb testing.TB, r *rig.RedisServer, _ *redis.Client) { tb.Helper(); r.Load() },
+		func(tb testing.TB, r *rig.RedisServer, _ *redis.Client) { tb.Helper(); r.Loaded() },
+	},
 	"NOAUTH": {
 		func(tb testing.TB, _ *rig.RedisServer, admin *redis.Client) {
 			tb.Helper()
@@ -100,7 +104,7 @@ func TestNobodyIsLoggedOutAndNothingOverwrittenWhileRedisIsAway(t *testing.T) {
 	for name, tr := range troubles {
 		for kind, prompt := range map[string]bool{"keeps deadlines": true, "ignores deadlines": false} {
 			t.Run(name+", the client "+kind, func(t *testing.T) {
-				r := rig.Redis(t)
+				r := rig.Redis(t, rig.SlowLoad...)
 				admin := adminOf(t, r.Addr)
 				c := redis.NewClient(&redis.Options{Addr: r.Addr, ContextTimeoutEnabled: prompt})
 				defer c.Close()
@@ -219,13 +223,20 @@ func TestNewNeverDials(t *testing.T) {
 }
 
 func TestARedisThatRefusesWritesIsReadAsEver(t *testing.T) {
-	for name, refuse := range map[string]func(admin *redis.Client, yes bool){
-		"OOM": func(admin *redis.Client, yes bool) {
+	for name, refuse := range map[string]func(r *rig.RedisServer, admin *redis.Client, yes bool){
+		"OOM": func(_ *rig.RedisServer, admin *redis.Client, yes bool) {
 			config(t, admin, "maxmemory-policy", "noeviction")
 			config(t, admin, "maxmemory", map[bool]string{true: "1", false: "0"}[yes])
 		},
-		"NOREPLICAS": func(admin *redis.Client, yes bool) {
+		"NOREPLICAS": func(_ *rig.RedisServer, admin *redis.Client, yes bool) {
 			config(t, admin, "min-replicas-to-write", map[bool]string{true: "1", false: "0"}[yes])
+		},
+		"MISCONF": func(r *rig.RedisServer, _ *redis.Client, yes bool) {
+			if yes {
+				r.BreakDisk()
+			} else {
+				r.MendDisk()
+			}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -234,7 +245,7 @@ func TestARedisThatRefusesWritesIsReadAsEver(t *testing.T) {
 			var told changes
 			s, b := newSite(t, newStore(t, clientOf(t, r.Addr), Options{OnState: told.on})), newBrowser()
 			s.set(b, "user", "bob")
-			refuse(admin, true)
+			refuse(r, admin, true)
 			for range 10 {
 				s.wants(b, "user", "bob", Live)
 				s.do(b, func(c *gin.Context) {
@@ -247,7 +258,7 @@ func TestARedisThatRefusesWritesIsReadAsEver(t *testing.T) {
 					}
 				})
 			}
-			refuse(admin, false)
+			refuse(r, admin, false)
 			s.wants(b, "user", "bob", Live)
 			s.set(b, "user", "bob2")
 			s.wants(b, "user", "bob2", Live)

@@ -59,6 +59,33 @@ func TestRedisComesBack(t *testing.T) {
 	comesBack(t, r.Process, func() error { return replyHas(r.Addr, "PONG", "PING") })
 }
 
+func TestARedisThatLoadsSaysSoAndHasWhatItHad(t *testing.T) {
+	t.Parallel()
+	r := Redis(t, SlowLoad...)
+	must(t, r.Addr, "SET", "key", "kept")
+	r.Load()
+	r.Loaded()
+	if err := replyHas(r.Addr, "kept", "GET", "key"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestARedisWithABrokenDiskRefusesWrites(t *testing.T) {
+	t.Parallel()
+	r := Redis(t)
+	for range 2 {
+		must(t, r.Addr, "SET", "key", "kept")
+		r.BreakDisk()
+		if _, err := command(r.Addr, "SET", "key", "lost"); err == nil || !strings.Contains(err.Error(), "MISCONF") {
+			t.Errorf("SET: %v, want MISCONF", err)
+		}
+		if err := replyHas(r.Addr, "kept", "GET", "key"); err != nil {
+			t.Error(err)
+		}
+		r.MendDisk()
+	}
+}
+
 func TestRedisTakesArguments(t *testing.T) {
 	t.Parallel()
 	r := Redis(t, "--requirepass", "secret")
