@@ -68,9 +68,15 @@ func TestRedisAwayIs503AndNoRequestWaitsLong(t *testing.T) {
 	open.FailOpen = true
 	hung.Hang()
 	gone.Kill()
+	loads, broken := rig.Redis(t, rig.SlowLoad...), rig.Redis(t)
+	loads.Load()
+	broken.BreakDisk()
 	for name, client := range map[string]redis.UniversalClient{
 		"hung": connect(t, hung.Addr), "hung, and no deadlines": impatient, "gone": connect(t, gone.Addr),
 		"no password": connect(t, away.Addr), "garbage": connect(t, garbage), "no client": nil,
+		"loading": connect(t, loads.Addr), "MISCONF": connect(t, broken.Addr),
+		"READONLY": connect(t, rig.Redis(t, "--replicaof", "127.0.0.1", "1").Addr),
+		"OOM":      connect(t, rig.Redis(t, "--maxmemory", "1").Addr),
 	} {
 		runs := 0
 		handler := func(c *gin.Context) { runs++; c.String(200, "done %s %v", Key(c), Confirm(c)) }
