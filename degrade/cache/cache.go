@@ -9,7 +9,8 @@
 //
 // A Redis that is away is not a cache that is empty: no Get waits for it after a few have failed, and no more than Loads
 // loader calls run at once, so that its outage does not become one of what is behind the loader. A Get that finds no
-// place within Timeout gets the default.
+// place within Timeout gets the default. So it is with a Redis that answers but stores nothing, for want of memory or
+// disk, or as a replica.
 //
 // Stale values are those of RFC 5861 (stale-while-revalidate and stale-if-error). Age is by Redis' clock.
 package cache
@@ -79,8 +80,8 @@ type Options[T any] struct {
 	Negative time.Duration
 	// Timeout bounds one call of Redis. Zero or less: 50 ms.
 	Timeout time.Duration
-	// Loads is how many loader calls may run at once while Redis is away, and how many values are renewed
-	// at once in the background. Zero or less: 8.
+	// Loads is how many loader calls may run at once while Redis is away or takes nothing, and how many values are
+	// renewed at once in the background. Zero or less: 8.
 	Loads int
 	// Default, if not nil, is the value for when there is nothing better; ok false: there is none for this key.
 	Default func(key string) (v T, ok bool)
@@ -107,7 +108,8 @@ type Cache[T any] struct {
 	loads    chan struct{} // slots of loads while Redis is away
 	renewals chan struct{}
 
-	landed atomic.Uint64 // flights that have ended
+	landed  atomic.Uint64         // flights that have ended
+	refused atomic.Pointer[error] // why Redis did not take what was loaded last; nil: it did
 
 	mu      sync.Mutex // guards the fields below; taken where something is to be loaded, and by Delete
 	flights map[string]*flight[T]
@@ -164,14 +166,18 @@ func (c *Cache[T]) Get(ctx context.Context, key string, load func(context.Contex
 		c.o.OnOrigin(key, Stale, nil)
 		return r.v, Stale, nil
 	}
-	w.away = r.err
+	if w.away = r.err; w.away == nil {
+		if refused := c.refused.Load(); refused != nil {
+			w.away = *refused
+		}
+	}
 	v, err := c.load(ctx, w)
 	switch {
 	case err == nil:
-		c.o.OnOrigin(key, Miss, r.err)
+		c.o.OnOrigin(key, Miss, w.away)
 		return v, Miss, nil
 	case errors.Is(err, ErrNotFound):
-		c.o.OnOrigin(key, Miss, r.err)
+		c.o.OnOrigin(key, Miss, w.away)
 		return v, Miss, err
 	}
 	def, ok := c.o.Default(key)
@@ -196,6 +202,7 @@ func (c *Cache[T]) Delete(ctx context.Context, keys ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, c.o.Timeout)
 	defer cancel()
 	_, err := outage.Call(ctx, c.guard.Caller, func(ctx context.Context) ([]redis.Cmder, error) {
+		ctx = c.own(ctx)
 		return c.client.Pipelined(ctx, func(p redis.Pipeliner) error { // one by one: they may be on several nodes
 			for _, key := range keys {
 				p.Del(ctx, c.o.Prefix+key)

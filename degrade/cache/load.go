@@ -97,15 +97,20 @@ func (c *Cache[T]) lead(ctx context.Context, f *flight[T], w wanted[T]) (T, erro
 		}
 		defer func() { <-c.loads }()
 	} else if c.landed.Load() != w.landed { // another flight may have had this key
-		if r := c.read(ctx, w.key); r.fresh {
+		switch r := c.read(ctx, w.key); {
+		case r.fresh:
 			f.v, f.own = r.v, false
 			return f.v, nil
+		case r.absent:
+			f.err, f.own = ErrNotFound, false
+			return f.v, f.err
 		}
 	}
 	v, err := w.load(ctx)
 	f.v, f.err, f.own = v, err, err != nil && ctx.Err() != nil
 	if absent := errors.Is(err, ErrNotFound); (err == nil || absent) && !c.isForgotten(f) {
-		_ = c.write(ctx, w.key, v, absent) // the next Get says so if Redis is away
+		// Whose client has gone meanwhile loads for the next. That one is told why what was loaded is not there.
+		_ = c.write(context.WithoutCancel(ctx), w.key, v, absent)
 	}
 	return f.v, f.err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -76,10 +77,28 @@ func (c *Cache[T]) write(ctx context.Context, key string, v T, absent bool) erro
 	if life < time.Millisecond {
 		return nil
 	}
-	_, err := ask(ctx, c, key, func(ctx context.Context, key string) (string, error) {
-		return c.client.Set(ctx, key, record, life).Result()
+	refusal, err := ask(ctx, c, key, func(ctx context.Context, key string) (refusal, err error) {
+		if err = c.client.Set(ctx, key, record, life).Err(); err != nil && refusesWrites(err) {
+			return err, nil // it is there, and read as ever
+		}
+		return nil, err
 	})
+	if refusal != nil {
+		err = fmt.Errorf("%w: %w", ErrRedis, refusal)
+	}
+	if err != nil {
+		c.refused.Store(&err)
+	} else if c.refused.Load() != nil { // all who load read it
+		c.refused.Store(nil)
+	}
 	return err
+}
+
+// refusesWrites reports whether Redis says that it is out of memory, cannot save to its disk, lacks replicas or is one.
+func refusesWrites(err error) bool {
+	return slices.ContainsFunc([]string{"OOM", "MISCONF", "NOREPLICAS", "READONLY"}, func(code string) bool {
+		return redis.HasErrorPrefix(err, code)
+	})
 }
 
 // ask is a call of Redis within Timeout, if it is not known to be away. Its error is ErrRedis, or redis.Nil.
@@ -88,9 +107,22 @@ func ask[T, R any](ctx context.Context, c *Cache[T], key string, f func(context.
 		return r, fmt.Errorf("%w: there is no client", ErrRedis)
 	}
 	key = c.o.Prefix + key
-	r, err = outage.Ask(ctx, c.guard, key, c.o.Timeout, false, func(ctx context.Context) (R, error) { return f(ctx, key) })
+	r, err = outage.Ask(ctx, c.guard, key, c.o.Timeout, false, func(ctx context.Context) (R, error) { return f(c.own(ctx), key) })
 	if err == nil || errors.Is(err, redis.Nil) {
 		return r, err
 	}
 	return r, fmt.Errorf("%w: %w", ErrRedis, err)
 }
+
+// own is ctx for the client. One that ignores deadlines may look at it when Get has returned, and a *gin.Context behind
+// it is another request's by then: it gets no values.
+func (c *Cache[T]) own(ctx context.Context) context.Context {
+	if outage.Prompt(c.client) {
+		return ctx
+	}
+	return valueless{ctx}
+}
+
+type valueless struct{ context.Context }
+
+func (valueless) Value(any) any { return nil }
