@@ -45,7 +45,7 @@ func (c *copies) of(key string) *shard {
 	return &c.shards[maphash.String(c.seed, key)%uint64(len(c.shards))]
 }
 
-// put keeps a record, unless its session was ended here.
+// put keeps a record as it was at now, unless a later one is here or its session was ended here.
 func (c *copies) put(key, record string, now time.Time) {
 	c.set(kept{key: key, record: record, at: now})
 }
@@ -59,7 +59,7 @@ func (c *copies) set(k kept) {
 	defer s.mu.Unlock()
 	if e, ok := s.byID[k.key]; ok {
 		s.used.MoveToFront(e)
-		if old := e.Value.(*kept); !old.ended {
+		if old := e.Value.(*kept); !old.ended && (k.ended || !k.at.Before(old.at)) {
 			*old = k
 		}
 		return

@@ -19,6 +19,7 @@ type fakeRedis struct {
 	err    error
 	asked  []string
 	repeat bool // scripts run twice
+	hangs  bool
 }
 
 type fakeRecord struct {
@@ -42,6 +43,12 @@ func (f *fakeRedis) fail(err error) {
 	f.err = err
 }
 
+func (f *fakeRedis) hang(yes bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hangs = yes
+}
+
 func (f *fakeRedis) take() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -59,11 +66,15 @@ func (f *fakeRedis) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Pr
 }
 
 func (f *fakeRedis) ProcessHook(redis.ProcessHook) redis.ProcessHook {
-	return func(_ context.Context, cmd redis.Cmder) error {
+	return func(ctx context.Context, cmd redis.Cmder) error {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.asked = append(f.asked, strings.ToLower(cmd.Name()))
 		err := f.err
+		if f.hangs {
+			<-ctx.Done()
+			err = ctx.Err()
+		}
 		if err == nil {
 			err = f.answer(cmd)
 		}

@@ -137,7 +137,11 @@ func TestCopiesAreBoundedAndTheEndedStayEnded(t *testing.T) {
 	if record, _, ok := c.get("k"); ok || !c.ended("k") {
 		t.Errorf("ended, and there is %q", record)
 	}
-	c.put("other", "record", time.Now())
+	c.put("other", "new", time.Now())
+	c.put("other", "read before that was written", time.Now().Add(-time.Second))
+	if record, _, _ := c.get("other"); record != "new" {
+		t.Errorf("of two copies the one that stays is %q", record)
+	}
 	c.drop("other")
 	if _, _, ok := c.get("other"); ok || c.ended("other") {
 		t.Error("dropped, and there")
@@ -185,6 +189,49 @@ func fakeSite(t *testing.T, o Options) (*site, *fakeRedis) {
 	t.Helper()
 	f := newFake()
 	return newSite(t, newStore(t, f.client(t), o)), f
+}
+
+func TestARequestWaitsForTimeoutAtMostAndThenNotAtAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const timeout = 100 * time.Millisecond
+		takes := func(what string, want time.Duration, s *site, b *browser, handler gin.HandlerFunc) {
+			t.Helper()
+			began := time.Now()
+			if s.do(b, handler); time.Since(began) != want {
+				t.Errorf("%s takes %v, want %v", what, time.Since(began), want)
+			}
+		}
+		read := func(c *gin.Context) { sessions.Default(c).Get("k") }
+		for what, handler := range map[string]gin.HandlerFunc{
+			"a read":               read,
+			"a write":              func(c *gin.Context) { sessions.Default(c).Set("k", 2) },
+			"a logout":             func(c *gin.Context) { _ = Destroy(c) },
+			"a new id":             func(c *gin.Context) { _ = Regenerate(c) },
+			"Require":              Require(),
+			"all that can be done": func(c *gin.Context) { Require()(c); read(c); _ = Regenerate(c); _ = sessions.Default(c).Save() },
+		} {
+			s, f := fakeSite(t, Options{Timeout: timeout})
+			b := newBrowser()
+			s.set(b, "k", 1)
+			takes("with Redis, "+what, 0, s, b.copy(), read)
+			f.hang(true)
+			for range outage.Tolerated {
+				takes(what, timeout, s, b.copy(), handler)
+			}
+			takes("known to be away, "+what, 0, s, b.copy(), handler)
+			f.hang(false)
+			time.Sleep(2 * timeout) // a probe may begin
+			takes("back, "+what, 0, s, b.copy(), read)
+		}
+		s, f := fakeSite(t, Options{Timeout: timeout})
+		b := newBrowser()
+		s.set(b, "k", 1)
+		takes("a Redis that hangs between a read and a write", timeout, s, b, func(c *gin.Context) {
+			read(c)
+			f.hang(true)
+			sessions.Default(c).Set("k", 2)
+		})
+	})
 }
 
 func TestACopyIsServedForStaleAndNoLonger(t *testing.T) {
