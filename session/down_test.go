@@ -43,7 +43,7 @@ func (cs *changes) take() []State {
 }
 
 // quick is a Timeout that requests of a test wait for now and then.
-const quick = 200 * time.Millisecond
+const quick = 400 * time.Millisecond
 
 // A trouble is something that may happen to a Redis.
 type trouble struct {
@@ -143,7 +143,7 @@ func awayAndBack(t *testing.T, c *redis.Client, addr string, begin, end func()) 
 			}
 		}
 	}
-	// 800 requests of 200 ms each would be 160 s; one in 300 ms waits, and so does the host.
+	// 800 requests that wait would be 320 s; one in 600 ms does, and so does the host.
 	if took := time.Since(began); took > 60*time.Second {
 		t.Errorf("it took %v", took)
 	}

@@ -107,7 +107,7 @@ func TestASentinelFailoverIsServedThroughout(t *testing.T) {
 	stop := load(t, s, counters, true)
 	killed := time.Now()
 	g.Primary.Kill()
-	rig.Poll(t, 20*time.Second, func() error {
+	rig.Poll(t, rig.FailoverWithin, func() error {
 		addr, err := sentinel.GetMasterAddrByName(t.Context(), g.MasterName).Result()
 		if err == nil && net.JoinHostPort(addr[0], addr[1]) == g.Primary.Addr {
 			err = errors.New("there is no new primary")
@@ -115,12 +115,12 @@ func TestASentinelFailoverIsServedThroughout(t *testing.T) {
 		return err
 	})
 	promoted := time.Since(killed)
-	rig.Poll(t, 20*time.Second, func() error {
+	rig.Poll(t, rig.FailoverWithin, func() error {
 		return s.becomes(settled, "user", "bob")
 	})
 	// Enough to see that it stays so.
 	for _, w := range []*counter{{b: settled}, {b: newBrowser()}} {
-		rig.Poll(t, 20*time.Second, func() error { return w.write(s) })
+		rig.Poll(t, rig.FailoverWithin, func() error { return w.write(s) })
 	}
 	stop()
 	failed, lost, last := 0, 0, time.Duration(0)

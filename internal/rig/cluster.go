@@ -17,7 +17,7 @@ func RedisCluster(tb testing.TB) *RedisClusterNodes {
 	const slots, nodes = 16384, 3
 	c := new(RedisClusterNodes)
 	for i := range nodes {
-		n := Redis(tb, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+		n := Redis(tb, "--cluster-enabled", "yes", "--cluster-node-timeout", "5000")
 		c.Nodes, c.Addrs = append(c.Nodes, n), append(c.Addrs, n.Addr)
 
 		first, after := slots*i/nodes, slots*(i+1)/nodes
@@ -41,7 +41,7 @@ func RedisCluster(tb testing.TB) *RedisClusterNodes {
 
 func must(tb testing.TB, addr string, args ...string) {
 	tb.Helper()
-	if _, err := command(addr, args...); err != nil {
+	if _, err := commandWithin(startWithin, addr, args...); err != nil {
 		tb.Fatalf("rig: %v", err)
 	}
 }

@@ -14,12 +14,17 @@ import (
 // command sends one command to a Redis server and returns the reply: the text, or for an array its
 // elements one a line. It is no client, just enough to set servers up and to see that they answer.
 func command(addr string, args ...string) (string, error) {
-	conn, err := net.DialTimeout("tcp", addr, time.Second) //nolint:noctx // it has a timeout
+	return commandWithin(time.Second, addr, args...)
+}
+
+// commandWithin is for one that is not repeated: a server may wait for a busy disk.
+func commandWithin(d time.Duration, addr string, args ...string) (string, error) {
+	conn, err := net.DialTimeout("tcp", addr, d) //nolint:noctx // it has a timeout
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	_ = conn.SetDeadline(time.Now().Add(d))
 
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%d\r\n", len(args))

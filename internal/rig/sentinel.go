@@ -6,7 +6,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
+
+// FailoverWithin is how long to wait for sentinels on a busy machine. A failover takes 2 s; but one that was not
+// scheduled for 2 s, or waited so long for its disk, does not trust its clock and does nothing for 30 s (TILT).
+const FailoverWithin = 90 * time.Second
 
 // SentinelGroup is a primary with one replica, watched by three sentinels of which two must agree. A
 // primary that does not answer for a second is failed over.

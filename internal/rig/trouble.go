@@ -21,7 +21,7 @@ func (r *RedisServer) Load() {
 	must(r.tb, r.Addr, fill...)
 	must(r.tb, r.Addr, "SAVE")
 	r.Restart()
-	if _, err := command(r.Addr, "GET", "rig:0"); err == nil || !strings.Contains(err.Error(), "LOADING") {
+	if _, err := commandWithin(startWithin, r.Addr, "GET", "rig:0"); err == nil || !strings.Contains(err.Error(), "LOADING") {
 		r.tb.Fatalf("rig: a Redis that loads answers %v", err)
 	}
 }
