@@ -9,16 +9,48 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/highball-go/highball/internal/rig"
 )
 
+var (
+	build sync.Mutex // held while it is built, once for all tests
+	built string     // the service; "": not yet
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built != "" {
+		_ = os.Remove(built)
+	}
+	os.Exit(code)
+}
+
+func service(tb testing.TB) string {
+	tb.Helper()
+	build.Lock()
+	defer build.Unlock()
+	if built == "" {
+		file, err := os.CreateTemp("", "orders-*")
+		if err != nil {
+			tb.Fatal(err)
+		}
+		_ = file.Close()
+		if err := os.Rename(rig.Build(tb, "../service"), file.Name()); err != nil {
+			tb.Fatal(err)
+		}
+		built = file.Name()
+	}
+	return built
+}
+
 // start runs the service on a real Redis; what is said last of a variable counts.
 func start(tb testing.TB, redis *rig.RedisServer, env ...string) *rig.ProgramServer {
 	tb.Helper()
-	return rig.With(tb, rig.Build(tb, "../service"), append([]string{
+	return rig.With(tb, service(tb), append([]string{
 		"REDIS_ADDRS=" + redis.Addr, "PASSWORD=secret",
 		"SESSION_KEYS=" + strings.Repeat("ab12", 8), "TOKEN_KEYS=" + strings.Repeat("cd34", 8),
 		"DRAIN_DELAY=200ms", "RATE=100000", "TRUSTED_PROXIES=127.0.0.0/8",
@@ -37,6 +69,18 @@ func read(tb testing.TB, name string) string {
 var client = &http.Client{Timeout: 10 * time.Second}
 
 func get(tb testing.TB, url string, header ...string) (status int, body string) {
+	tb.Helper()
+	return do(tb, client, url, header...)
+}
+
+// getFrom is get of a client at another loopback address, where the kernel has more than one.
+func getFrom(tb testing.TB, ip, url string) (status int, body string) {
+	tb.Helper()
+	from := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
+	return do(tb, &http.Client{Timeout: client.Timeout, Transport: &http.Transport{DialContext: from.DialContext, DisableKeepAlives: true}}, url)
+}
+
+func do(tb testing.TB, client *http.Client, url string, header ...string) (status int, body string) {
 	tb.Helper()
 	req, err := http.NewRequestWithContext(tb.Context(), http.MethodGet, url, nil)
 	if err != nil {
@@ -102,7 +146,13 @@ func TestNginxBothForms(t *testing.T) {
 					t.Fatalf("request %d: %d %s", i, status, body)
 				}
 			}
+			if status, body := getFrom(t, "127.0.0.9", front+"/prices/tea"); status != http.StatusOK {
+				t.Fatalf("%d %s", status, body)
+			}
 			logs := one.Log() + two.Log()
+			if !strings.Contains(logs, `"ip":"127.0.0.9"`) {
+				t.Error("the service does not know the address of a client of nginx's")
+			}
 			for _, s := range []*rig.ProgramServer{one, two} {
 				if !strings.Contains(s.Log(), `"route":"/prices/:item"`) {
 					t.Errorf("%s got nothing to do", s.Addr)

@@ -44,11 +44,12 @@ deny contains msg if {
 	msg := sprintf("%s is killed after %d s, and may take %d s to drain", [c.name, grace, drain])
 }
 
-# Traffic has to stop before the drain delay is over: a probe that is late by its timeout counts.
+# Traffic has to stop before the drain delay is over. The last probe may take all of its timeout to fail.
 deny contains msg if {
 	some c in pod.containers
 	p := c.readinessProbe
-	notices := object.get(p, "periodSeconds", 10) * object.get(p, "failureThreshold", 3)
+	asked := object.get(p, "periodSeconds", 10) * object.get(p, "failureThreshold", 3)
+	notices := asked + object.get(p, "timeoutSeconds", 1)
 	delay := seconds(c, "DRAIN_DELAY", 3)
 	delay <= notices
 	msg := sprintf("%s is gone after %d s, and readiness may notice after %d s", [c.name, delay, notices])

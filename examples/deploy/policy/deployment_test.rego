@@ -55,8 +55,8 @@ test_the_grace_period_covers_the_drain if {
 }
 
 test_readiness_is_noticed_within_the_drain_delay if {
-	with_patches([{"op": "replace", "path": concat("", [first, "readinessProbe/periodSeconds"]), "value": 4}]) == {"orders is gone after 8 s, and readiness may notice after 8 s"}
-	with_patches([{"op": "remove", "path": concat("", [first, "env"])}]) == {"orders is gone after 3 s, and readiness may notice after 4 s"}
+	with_patches([{"op": "replace", "path": concat("", [first, "readinessProbe/periodSeconds"]), "value": 4}]) == {"orders is gone after 8 s, and readiness may notice after 9 s"}
+	with_patches([{"op": "remove", "path": concat("", [first, "env"])}]) == {"orders is gone after 3 s, and readiness may notice after 5 s"}
 }
 
 test_no_root if {
