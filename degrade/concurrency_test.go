@@ -144,6 +144,20 @@ func TestFastFailuresTeachNothing(t *testing.T) {
 	})
 }
 
+func TestTheLimitIsLoweredWhenTheLatencyIsOverTolerance(t *testing.T) {
+	for tolerance, want := range map[float64]float64{0: 1.25, 2: 2, 1: 1.25, -3: 1.25, math.Inf(1): 1.25, math.NaN(): 1.25} {
+		l := NewConcurrency(ConcurrencyOptions{Initial: 100, Tolerance: tolerance})
+		l.calm = 100 * time.Millisecond
+		at := time.Duration(want * float64(l.calm))
+		if got := l.next(at); got != 110 {
+			t.Errorf("tolerance %v: at %v times the calm latency the limit becomes %v, want 110", tolerance, want, got)
+		}
+		if got := l.next(at * 11 / 10); got >= 101 {
+			t.Errorf("tolerance %v: above %v times the calm latency the limit becomes %v", tolerance, want, got)
+		}
+	}
+}
+
 func TestTheLimitStaysWithinItsBounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPlant(1, time.Second, ConcurrencyOptions{Initial: 1e6, Max: 20})

@@ -311,12 +311,18 @@ func TestForceHoldsForItsTime(t *testing.T) {
 	})
 }
 
-func TestOnChangeHoldsNoLockAndMayPanic(t *testing.T) {
+func TestOnChangeIsCalledOnceAtATimeWithoutALockAndMayPanic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var d *Controller
 		var got []bool
+		running := false
 		d = start(t, Options{Rules: []Rule{}, OnChange: func(c Change) {
 			got = append(got, c.Degraded)
+			if running {
+				t.Error("it is called while it runs")
+			}
+			running = true
+			defer func() { running = false }()
 			d.Score()
 			if c.Degraded {
 				d.Auto()
