@@ -6,21 +6,24 @@ import (
 	"testing"
 )
 
-// TestReadme keeps the README's first Go block equal to the program it shows, which the compiler and the
-// linters check.
+// TestReadme keeps the README's Go equal to what the compiler and the linters check: first a whole program, then a part
+// of a function.
 func TestReadme(t *testing.T) {
-	const program = "examples/hello/main.go"
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
+	parts := strings.Split(readme(t, "README.md"), "```go\n")
+	if len(parts) != 3 {
+		t.Fatalf("README.md has %d blocks of Go, this test knows 2", len(parts)-1)
 	}
-	want, err := os.ReadFile(program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, after, _ := strings.Cut(string(readme), "```go\n")
-	got, _, _ := strings.Cut(after, "```\n")
-	if got != string(want) {
-		t.Errorf("README.md does not show %s as it is", program)
+	for i, program := range []string{"examples/hello/main.go", "examples/hello/readme_test.go"} {
+		source, err := os.ReadFile(program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		block, _, _ := strings.Cut(parts[i+1], "```\n")
+		if i > 0 {
+			block = strings.ReplaceAll(strings.ReplaceAll("\n"+strings.TrimSpace(block), "\n", "\n\t"), "\n\t\n", "\n\n")
+		}
+		if !strings.Contains(string(source), block) {
+			t.Errorf("README.md does not show %s as it is, but:\n%s", program, block)
+		}
 	}
 }

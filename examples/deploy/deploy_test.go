@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -17,34 +18,32 @@ import (
 )
 
 var (
-	build sync.Mutex // held while it is built, once for all tests
-	built string     // the service; "": not yet
+	dir   string     // of what is built once for all tests
+	build sync.Mutex // held while it is
 )
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if built != "" {
-		_ = os.Remove(built)
+	var err error
+	if dir, err = os.MkdirTemp("", "deploy-*"); err != nil {
+		panic(err)
 	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
 	os.Exit(code)
 }
 
-func service(tb testing.TB) string {
+func service(tb testing.TB) (path string) {
 	tb.Helper()
 	build.Lock()
 	defer build.Unlock()
-	if built == "" {
-		file, err := os.CreateTemp("", "orders-*")
-		if err != nil {
-			tb.Fatal(err)
-		}
-		_ = file.Close()
-		if err := os.Rename(rig.Build(tb, "../service"), file.Name()); err != nil {
-			tb.Fatal(err)
-		}
-		built = file.Name()
+	path = filepath.Join(dir, "service")
+	if _, err := os.Stat(path); err == nil {
+		return path
 	}
-	return built
+	if err := os.Rename(rig.Build(tb, "../service"), path); err != nil {
+		tb.Fatal(err)
+	}
+	return path
 }
 
 // start runs the service on a real Redis; what is said last of a variable counts.

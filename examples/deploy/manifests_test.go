@@ -78,9 +78,11 @@ func TestThePolicyHoldsAndIsTested(t *testing.T) {
 	t.Parallel()
 	tool(t, "opa", "check", "--strict", "policy")
 	tool(t, "opa", "test", "policy")
-	out := tool(t, "opa", "eval", "-f", "raw", "-d", "policy", "-i", "kubernetes/deployment.yaml", "data.highball.deny")
-	if strings.TrimSpace(out) != "[]" {
-		t.Errorf("the Deployment breaks the policy: %s", out)
+	for _, file := range []string{"deployment", "service"} {
+		out := tool(t, "opa", "eval", "-f", "raw", "-d", "policy", "-i", "kubernetes/"+file+".yaml", "data.highball.deny")
+		if strings.TrimSpace(out) != "[]" {
+			t.Errorf("%s.yaml breaks the policy: %s", file, out)
+		}
 	}
 }
 

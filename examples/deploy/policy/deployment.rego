@@ -1,4 +1,5 @@
-# What a Deployment needs so that a rollout, a node drain or an outage of a dependency loses nothing.
+# What a Deployment needs so that a rollout, a node drain or an outage of a dependency loses nothing, and a Service so that
+# nobody goes around the front.
 #
 #   opa eval -d examples/deploy/policy -i examples/deploy/kubernetes/deployment.yaml data.highball.deny
 package highball
@@ -71,4 +72,11 @@ deny contains msg if {
 	some c in pod.containers
 	not regex.match(`(:[^/:]*[0-9][^/:]*|@sha256:[0-9a-f]{64})$`, c.image)
 	msg := sprintf("%s runs an image without a version, %s", [c.name, c.image])
+}
+
+# Who wants in comes through the front, which limits and logs.
+deny contains msg if {
+	input.kind == "Service"
+	input.spec.type == "NodePort"
+	msg := sprintf("the Service %s opens a port on every node", [input.metadata.name])
 }

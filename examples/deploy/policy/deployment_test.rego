@@ -74,3 +74,9 @@ test_images_have_versions if {
 	digest := concat("", ["orders@sha256:", "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"])
 	count(with_patches([{"op": "replace", "path": concat("", [first, "image"]), "value": digest}])) == 0
 }
+
+test_no_node_port if {
+	service := {"kind": "Service", "metadata": {"name": "orders"}, "spec": {"type": "NodePort"}}
+	highball.deny == {"the Service orders opens a port on every node"} with input as service
+	count(highball.deny) == 0 with input as json.patch(service, [{"op": "remove", "path": "/spec/type"}])
+}
