@@ -353,6 +353,36 @@ func TestThePoolRunsStockRedistore(t *testing.T) {
 	}
 }
 
+func TestASessionOfGorillasInterfaceStaysTheSameOne(t *testing.T) {
+	client := clientOf(t, rig.Redis(t).Addr)
+	store := newStore(t, client, Options{})
+	var cookies []*http.Cookie
+	var ids []string
+	for i := range 3 {
+		r, w := httptest.NewRequest(http.MethodGet, "/", nil), httptest.NewRecorder()
+		for _, c := range cookies {
+			r.AddCookie(c)
+		}
+		session, err := store.Get(r, "session")
+		if err != nil || session.IsNew != (i == 0) || len(session.Values) != i {
+			t.Fatalf("request %d: %v, new %v, %v", i, err, session.IsNew, session.Values)
+		}
+		session.Values[i] = i
+		for range 2 { // the second Save is of what the first has written
+			if err := session.Save(r, w); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if set := w.Result().Cookies(); len(set) > 0 {
+			cookies = set
+		}
+		ids = append(ids, session.ID)
+	}
+	if n := client.DBSize(t.Context()).Val(); n != 1 || ids[0] == "" || ids[1] != ids[0] || ids[2] != ids[0] {
+		t.Errorf("%d sessions with the ids %q, want one", n, ids)
+	}
+}
+
 func TestNewSaysWhatIsWrong(t *testing.T) {
 	keys, c := [][]byte{testKey}, clientOf(t, "127.0.0.1:1")
 	for want, o := range map[string]Options{

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -381,6 +382,26 @@ func TestWithoutAChangeNothingIsWritten(t *testing.T) {
 	s.do(nobody, func(c *gin.Context) { sessions.Default(c).Clear() })
 	if got := f.take(); len(got) != 0 || len(nobody.cookies) != 0 {
 		t.Errorf("nothing to keep: %v, %v", got, nobody.cookies)
+	}
+}
+
+func TestWhyASessionCannotBeReadIsInTheErrorsOfTheRequest(t *testing.T) {
+	f := newFake()
+	var errs []error
+	r := gin.New()
+	r.Use(func(c *gin.Context) {
+		c.Next()
+		for _, e := range c.Errors {
+			errs = append(errs, e.Err)
+		}
+	}, Middleware("session", newStore(t, f.client(t), Options{})))
+	r.NoRoute(func(c *gin.Context) { c.Request.Context().Value(doKey{}).(gin.HandlerFunc)(c) })
+	s, b := &site{t, r}, newBrowser()
+	s.set(b, "k", 1)
+	f.fail(errors.New("boom"))
+	s.wants(b, "k", 1, Stale)
+	if len(errs) != 1 || !errors.Is(errs[0], ErrUnavailable) || !strings.Contains(errs[0].Error(), "boom") {
+		t.Errorf("errors %v, want ErrUnavailable and why", errs)
 	}
 }
 
