@@ -38,6 +38,9 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	code := m.Run()
+	if built != "" {
+		_ = os.RemoveAll(built)
+	}
 	if *full {
 		if err := writeReport(); err != nil {
 			fmt.Fprintln(os.Stderr, "report:", err)
@@ -75,11 +78,14 @@ func three(tb testing.TB, c config) (all [3]*rig.ProgramServer, ledger string) {
 	return all, c.Ledger
 }
 
+var built string // the folder of what buildEdge has built
+
 var buildEdge = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "prove")
 	if err != nil {
 		return "", err
 	}
+	built = dir
 	path := filepath.Join(dir, "edge")
 	out, err := exec.Command("go", "build", "-o", path, "../examples/edge").CombinedOutput()
 	if err != nil {

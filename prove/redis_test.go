@@ -69,7 +69,7 @@ func switchover(tb testing.TB, g *rig.SentinelGroup) time.Duration {
 	c := redis.NewSentinelClient(&redis.Options{Addr: g.SentinelAddrs[0]})
 	defer c.Close()
 	start := time.Now()
-	rig.Poll(tb, 20*time.Second, func() error {
+	rig.Poll(tb, rig.FailoverWithin, func() error {
 		at, err := c.GetMasterAddrByName(context.Background(), g.MasterName).Result()
 		if err == nil && at[0]+":"+at[1] == g.Primary.Addr {
 			err = errors.New("not yet")
