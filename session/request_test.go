@@ -26,6 +26,9 @@ func TestALogoutWhileRedisIsAwayHoldsHere(t *testing.T) {
 		if err := Destroy(c); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("Destroy: %v", err)
 		}
+		if state := StateOf(c); state != Unavailable {
+			t.Errorf("after a logout that failed: %v", state)
+		}
 	})
 	if lines := setCookies(w); len(lines) != 1 || b.cookies["session"] != "" {
 		t.Errorf("the cookie is not cleared: %q", lines)

@@ -405,6 +405,23 @@ func TestWhyASessionCannotBeReadIsInTheErrorsOfTheRequest(t *testing.T) {
 	}
 }
 
+func TestASessionThatHoldsNothingIsNotStored(t *testing.T) {
+	s, f := fakeSite(t, Options{})
+	b := newBrowser()
+	w := s.do(b, func(c *gin.Context) {
+		session := sessions.Default(c)
+		session.Set("k", 1)
+		session.Delete("k")
+		session.Options(sessions.Options{Path: "/"})
+		if err := session.Save(); err != nil {
+			t.Error(err)
+		}
+	})
+	if asked, lines := f.take(), setCookies(w); len(asked) != 0 || len(lines) != 0 {
+		t.Errorf("Redis was asked %q, the cookies are %q", asked, lines)
+	}
+}
+
 func TestTheStatesHaveNames(t *testing.T) {
 	if got := fmt.Sprint(Live, Stale, Unavailable, State(7)); got != "live stale unavailable State(7)" {
 		t.Error(got)
