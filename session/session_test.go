@@ -116,6 +116,28 @@ func TestALogoutStaysALogout(t *testing.T) {
 	}
 }
 
+func TestALogoutEndsTheSessionThatTheRequestHasBegun(t *testing.T) {
+	client := clientOf(t, rig.Redis(t).Addr)
+	s := newSite(t, newStore(t, client, Options{}))
+	known := newBrowser()
+	s.set(known, "k", 1)
+	for what, b := range map[string]*browser{"a new session": newBrowser(), "a new id": known} {
+		s.do(b, func(c *gin.Context) {
+			session := sessions.Default(c)
+			session.Set("user", "bob")
+			if err := errors.Join(session.Save(), Regenerate(c), Destroy(c)); err != nil {
+				t.Error(err)
+			}
+		})
+		if b.cookies["session"] != "" {
+			t.Errorf("%s: the cookie is not cleared", what)
+		}
+	}
+	if keys := client.Keys(t.Context(), "*").Val(); len(keys) != 0 {
+		t.Errorf("%q live on", keys)
+	}
+}
+
 func TestWhatIsSetAfterALogoutBeginsANewSession(t *testing.T) {
 	s := newSite(t, newStore(t, clientOf(t, rig.Redis(t).Addr), Options{}))
 	b := newBrowser()
