@@ -123,7 +123,7 @@ func (s *Store) save(r *http.Request, h *hold, values map[any]any) error {
 			h.id, h.call, h.record, h.start = id, c, c.record, c.start
 			return nil
 		}
-		if err := s.merge(values, c); err != nil {
+		if err := s.merge(h, values, c); err != nil {
 			return err
 		}
 		if ctx.Err() != nil {
@@ -144,8 +144,9 @@ func (s *Store) notSaved(h *hold, c *call, err error) error {
 	return c.err
 }
 
-// merge takes into values what another has written since c.from, but for what this request has changed.
-func (s *Store) merge(values map[any]any, c *call) error {
+// merge takes into values what another has written since c.from, but for what this request has changed. From then on
+// that is what h's values are compared with, also if they cannot be written now.
+func (s *Store) merge(h *hold, values map[any]any, c *call) error {
 	record := c.conflict
 	base, err := c.readFrom(c.from)
 	if err != nil {
@@ -173,6 +174,7 @@ func (s *Store) merge(values map[any]any, c *call) error {
 	}
 	c.from, c.conflict = record, ""
 	c.start, _ = began(record)
+	h.record, h.start = c.from, c.start
 	return nil
 }
 
@@ -191,7 +193,7 @@ func (s *Store) regenerate(r *http.Request, h *hold, values map[any]any) error {
 		err := c.end()
 		switch {
 		case err == nil && c.conflict != "":
-			if err := s.merge(values, c); err != nil {
+			if err := s.merge(h, values, c); err != nil {
 				return err
 			}
 			continue

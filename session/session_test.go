@@ -312,6 +312,38 @@ func TestASessionThatIsTooLargeLeavesTheOldDataIntact(t *testing.T) {
 	s.wants(b, "k", "old", Live)
 }
 
+// What others wrote is in the values by then, and no change of this request.
+func TestASaveThatFailsAfterItMergedUndoesNothingOfOthersLater(t *testing.T) {
+	for what, save := range map[string]func(c *gin.Context) error{
+		"Save":       func(c *gin.Context) error { return sessions.Default(c).Save() },
+		"Regenerate": Regenerate,
+	} {
+		s, b := newSite(t, newStore(t, clientOf(t, rig.Redis(t).Addr), Options{})), newBrowser()
+		half := strings.Repeat("x", defaultMaxBytes*2/3)
+		s.set(b, "n", 0)
+		s.do(b, func(c *gin.Context) {
+			session := sessions.Default(c)
+			session.Set("mine", half)
+			s.do(b.copy(), func(c *gin.Context) {
+				sessions.Default(c).Set("theirs", half)
+				sessions.Default(c).Set("n", 1)
+			})
+			if err := save(c); !errors.Is(err, ErrTooLarge) {
+				t.Errorf("%s: %v, want ErrTooLarge", what, err)
+			}
+			s.set(b.copy(), "n", 2)
+			session.Delete("mine")
+			session.Set("small", 1)
+			if err := session.Save(); err != nil {
+				t.Errorf("after %s: %v", what, err)
+			}
+		})
+		s.wants(b, "n", 2, Live)
+		s.wants(b, "small", 1, Live)
+		s.wants(b, "theirs", half, Live)
+	}
+}
+
 func TestWhatCannotBeEncodedIsAnErrorThatSaysSo(t *testing.T) {
 	s, b := newSite(t, newStore(t, clientOf(t, rig.Redis(t).Addr), Options{})), newBrowser()
 	s.set(b, "k", "old")
