@@ -89,7 +89,8 @@ type Options[T any] struct {
 	Encode func(T) ([]byte, error)
 	Decode func([]byte) (T, error)
 	// OnOrigin, if not nil, is called once for each Get, on its goroutine, and for each renewal that fails, on that
-	// one's. err is why it is not better: what the loader said or, wrapped in ErrRedis, Redis.
+	// one's, where a panic in it ends with the call. err is why it is not better: what the loader said or, wrapped in
+	// ErrRedis, Redis.
 	OnOrigin func(key string, o Origin, err error)
 }
 

@@ -155,7 +155,10 @@ func (c *Cache[T]) renew(w wanted[T]) {
 		return
 	}
 	go func() {
-		defer func() { <-c.renewals }()
+		defer func() {
+			_ = recover() // of OnOrigin: a listener must not take the service down
+			<-c.renewals
+		}()
 		if err := c.renewed(f, w); err != nil {
 			c.rest(w.key)
 			c.o.OnOrigin(w.key, Stale, err)

@@ -66,6 +66,29 @@ func TestARedisThatStoresNothingIsToldAndLoadsAreBounded(t *testing.T) {
 	}
 }
 
+func TestAListenerThatPanicsInTheBackgroundEndsNothing(t *testing.T) {
+	client := clientOf(t, rig.Redis(t).Addr)
+	told := make(chan error, 10)
+	c := New(client, Options[string]{Timeout: patient, OnOrigin: func(_ string, _ Origin, err error) {
+		if err != nil {
+			told <- err
+			panic("a bug of the listener's")
+		}
+	}})
+	expect(t, c, "1", &source{v: "old"}, "old", Miss, nil)
+	expire(t, client, c, "1")
+	expect(t, c, "1", &source{err: errDown}, "old", Stale, nil)
+	if err := <-told; !errors.Is(err, errDown) {
+		t.Errorf("told %v", err)
+	}
+	rig.Poll(t, patient, func() error {
+		if len(c.renewals) > 0 {
+			return errors.New("its place is not free again")
+		}
+		return nil
+	})
+}
+
 func TestWhatIsLoadedForAClientThatHasGoneIsStored(t *testing.T) {
 	c := New(clientOf(t, rig.Redis(t).Addr), Options[string]{Timeout: patient})
 	ctx, cancel := context.WithCancel(t.Context())
