@@ -138,7 +138,7 @@ func dependency(c config) gin.HandlerFunc {
 			_ = resp.Body.Close()
 		}
 		if err != nil || resp.StatusCode != http.StatusOK {
-			ctx.String(http.StatusOK, "fallback")
+			ctx.String(http.StatusNonAuthoritativeInfo, "fallback")
 			return
 		}
 		ctx.String(http.StatusOK, "fresh")

@@ -80,7 +80,7 @@ func TestOverload(t *testing.T) {
 				goodput, most := float64(res.Sent-res.Failed)/res.Seconds, float64(peak.Sent-peak.Failed)/peak.Seconds
 				res.More = map[string]float64{"goodput": goodput, "of the peak": 100 * goodput / most}
 				res.add(t)
-				if i == 1 && goodput < 0.5*most { // of what a busy machine leaves
+				if i == 1 && (res.Refused == 0 || goodput < most*scale(0.9, 0.2)) { // of what a busy machine leaves
 					t.Errorf("goodput %.0f/s, and %.0f/s at the peak", goodput, most)
 				}
 			})
