@@ -261,6 +261,44 @@ func TestAnotherLoadsWhenTheOneWhoLoadsGoesAwayOrPanics(t *testing.T) {
 	}
 }
 
+func TestThoseWhoWaitShareWhatFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New[string](nil, Options[string]{Loads: 1})
+		ten := func(key string, want error, took time.Duration) (loads int64) {
+			t.Helper()
+			var calls atomic.Int64
+			var all sync.WaitGroup
+			start := time.Now()
+			for range 10 {
+				all.Go(func() {
+					_, _, err := c.Get(t.Context(), key, func(context.Context) (string, error) {
+						calls.Add(1)
+						time.Sleep(time.Second)
+						return "", errDown
+					})
+					if d := time.Since(start); !errors.Is(err, want) || d != took {
+						t.Errorf("%s: %v after %v, want %v after %v", key, err, d, want, took)
+					}
+				})
+			}
+			all.Wait()
+			return calls.Load()
+		}
+		if n := ten("1", errDown, time.Second); n != 1 {
+			t.Errorf("%d loads of what fails, want 1", n)
+		}
+		stop := make(chan struct{})
+		go func() {
+			_, _, _ = c.Get(t.Context(), "2", func(context.Context) (string, error) { <-stop; return "", nil })
+		}()
+		synctest.Wait()
+		if n := ten("3", ErrBusy, 50*time.Millisecond); n != 0 {
+			t.Errorf("%d loads without a place", n)
+		}
+		close(stop)
+	})
+}
+
 func TestAWaitingCallersContextEndsItsGet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := New[string](nil, Options[string]{})
