@@ -13,7 +13,7 @@ var SlowLoad = []string{"--key-load-delay", "10000", "--loading-process-events-i
 // Load restarts a Redis that was started with SlowLoad. It has what it had before, and answers LOADING until Loaded.
 func (r *RedisServer) Load() {
 	r.tb.Helper()
-	const keys = 3000 // at 10 ms each
+	const keys = 10_000 // at 10 ms each
 	fill := []string{"MSET"}
 	for i := range keys {
 		fill = append(fill, fmt.Sprint("rig:", i), strings.Repeat("x", 1024))
