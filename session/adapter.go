@@ -75,7 +75,7 @@ func (pong) Do(string, ...any) (any, error) { return "PONG", nil }
 func ask[T any](ctx, asked context.Context, s *Store, key string, f func(context.Context) (T, error)) (v T, err error) {
 	circuit, probe := s.circuits.Of(key), false
 	if circuit.Open() {
-		if probe = circuit.MayProbe(time.Now().UnixNano()); !probe {
+		if probe = circuit.MayProbe(outage.Now()); !probe {
 			return v, ErrUnavailable
 		}
 	}
@@ -90,7 +90,7 @@ func ask[T any](ctx, asked context.Context, s *Store, key string, f func(context
 		s.health.well(circuit, false)
 	case asked.Err() != nil:
 	default:
-		circuit.Heard(false, probe, time.Now().UnixNano())
+		circuit.Heard(false, probe, outage.Now())
 	}
 	return v, fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

@@ -187,11 +187,14 @@ func (c *call) get() (string, error) {
 	}
 	sent := time.Now()
 	record, err := ask(c.ctx, c.asked, s, c.key, func(ctx context.Context) (string, error) {
-		record, err := s.client.GetEx(ctx, c.key, s.o.Idle).Result()
-		if err != nil && refusesWrites(err) {
-			return s.client.Get(ctx, c.key).Result()
+		if circuit := s.circuits.Of(c.key); circuit.MayTakeWrites() {
+			record, err := s.client.GetEx(ctx, c.key, s.o.Idle).Result()
+			if err == nil || !refusesWrites(err) {
+				return record, err
+			}
+			circuit.Refused()
 		}
-		return record, err
+		return s.client.Get(ctx, c.key).Result()
 	})
 	if errors.Is(err, redis.Nil) || err == nil && s.over(record, sent) {
 		s.copies.drop(c.key)

@@ -20,6 +20,7 @@ type fakeRedis struct {
 	asked  []string
 	repeat bool // scripts run twice
 	hangs  bool
+	refuse error // of writes
 }
 
 type fakeRecord struct {
@@ -36,6 +37,12 @@ func (f *fakeRedis) client(tb testing.TB) *redis.Client {
 	tb.Cleanup(func() { _ = c.Close() })
 	return c
 }
+
+// A reply is an error that Redis answers with.
+type reply string
+
+func (r reply) Error() string { return string(r) }
+func (reply) RedisError()     {}
 
 func (f *fakeRedis) fail(err error) {
 	f.mu.Lock()
@@ -71,6 +78,9 @@ func (f *fakeRedis) ProcessHook(redis.ProcessHook) redis.ProcessHook {
 		defer f.mu.Unlock()
 		f.asked = append(f.asked, strings.ToLower(cmd.Name()))
 		err := f.err
+		if cmd.Name() != "get" && err == nil {
+			err = f.refuse
+		}
 		if f.hangs {
 			<-ctx.Done()
 			err = ctx.Err()

@@ -405,6 +405,37 @@ func TestWhyASessionCannotBeReadIsInTheErrorsOfTheRequest(t *testing.T) {
 	}
 }
 
+func TestARedisThatRefusesWritesIsAskedToRenewOnceASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, f := fakeSite(t, Options{})
+		b := newBrowser()
+		s.set(b, "k", 1)
+		f.take()
+		f.refuse = reply("NOREPLICAS Not enough good replicas to write.")
+		for range 5 {
+			for range 100 {
+				s.wants(b, "k", 1, Live)
+			}
+			time.Sleep(time.Second)
+		}
+		renewals := 0
+		for _, cmd := range f.take() {
+			if cmd == "getex" {
+				renewals++
+			}
+		}
+		if renewals != 5 {
+			t.Errorf("%d renewals were tried in five seconds, want one a second", renewals)
+		}
+		f.refuse = nil
+		for range 4 { // whoever uses it keeps it
+			s.wants(b, "k", 1, Live)
+			time.Sleep(defaultIdle - time.Minute)
+		}
+		s.wants(b, "k", 1, Live)
+	})
+}
+
 func TestASessionThatHoldsNothingIsNotStored(t *testing.T) {
 	s, f := fakeSite(t, Options{})
 	b := newBrowser()

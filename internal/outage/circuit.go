@@ -13,19 +13,25 @@ import (
 // Tolerated is how many failures in a row open a circuit.
 const Tolerated = 3
 
+var epoch = time.Now()
+
+// Now is what MayProbe and Heard take. It is not the time of day, which may be set back, and then no probe would begin.
+func Now() int64 { return int64(time.Since(epoch)) }
+
 // A Circuit keeps requests from waiting for a Redis that does not answer. After so many failures in a row
 // no request waits; now and then one probe may, and its success ends that. It is safe for concurrent use.
 type Circuit struct {
 	failures atomic.Int32
 	retry    atomic.Int64 // when the next probe may begin
+	refusing atomic.Int64 // until when writes are not tried; 0: they are
 	min, max int64
-	_        [32]byte // a cache line
+	_        [24]byte // a cache line
 }
 
 // Open reports whether only a probe may ask Redis.
 func (c *Circuit) Open() bool { return c.failures.Load() >= Tolerated }
 
-// MayProbe claims the probe that may begin now; now is in nanoseconds of a clock of the caller's.
+// MayProbe claims the probe that may begin now; now is Now, or nanoseconds of another clock that is never set back.
 func (c *Circuit) MayProbe(now int64) bool {
 	at := c.retry.Load()
 	return now >= at && c.retry.CompareAndSwap(at, now+c.pause())
@@ -49,6 +55,19 @@ func (c *Circuit) Heard(ok, probe bool, now int64) {
 	case c.failures.Add(1) == Tolerated:
 		c.retry.Store(now + c.pause())
 	}
+}
+
+// refusalLasts is for how long writes that may be left out are, after one was refused: clients try again and again, and
+// the request would wait for that.
+const refusalLasts = time.Second
+
+// Refused says that Redis answers and takes no writes.
+func (c *Circuit) Refused() { c.refusing.Store(Now() + int64(refusalLasts)) }
+
+// MayTakeWrites is false for a second after Refused.
+func (c *Circuit) MayTakeWrites() bool {
+	until := c.refusing.Load()
+	return until == 0 || Now() >= until
 }
 
 // A Group is the circuits of one client.

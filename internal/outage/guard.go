@@ -27,7 +27,7 @@ func NewGuard(client redis.UniversalClient, shortest, longest time.Duration) *Gu
 func Ask[T any](ctx context.Context, g *Guard, key string, timeout time.Duration, anyway bool, f func(context.Context) (T, error)) (v T, err error) {
 	circuit, probe := g.Of(key), anyway
 	if circuit.Open() && !anyway {
-		if probe = circuit.MayProbe(time.Now().UnixNano()); !probe {
+		if probe = circuit.MayProbe(Now()); !probe {
 			return v, ErrAway
 		}
 	}
@@ -38,7 +38,7 @@ func Ask[T any](ctx context.Context, g *Guard, key string, timeout time.Duration
 	case err == nil || errors.Is(err, redis.Nil):
 		circuit.Heard(true, probe, 0)
 	case ctx.Err() == nil:
-		circuit.Heard(false, probe, time.Now().UnixNano())
+		circuit.Heard(false, probe, Now())
 	}
 	return v, err
 }
