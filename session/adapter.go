@@ -102,6 +102,10 @@ func refusesWrites(err error) bool {
 	if !errors.As(err, &reply) {
 		return false
 	}
-	code, _, _ := strings.Cut(reply.Error(), " ")
+	text := reply.Error()
+	if strings.HasPrefix(text, "ERR Error running script") { // Redis 6.2 wraps what a script got
+		_, text, _ = strings.Cut(text, ": -")
+	}
+	code, _, _ := strings.Cut(text, " ")
 	return code == "OOM" || code == "MISCONF" || code == "NOREPLICAS"
 }

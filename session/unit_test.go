@@ -436,6 +436,24 @@ func TestARedisThatRefusesWritesIsAskedToRenewOnceASecond(t *testing.T) {
 	})
 }
 
+func TestARefusalToWriteIsKnownInTheWordsOfEachRedis(t *testing.T) {
+	for text, want := range map[string]bool{
+		"OOM command not allowed when used memory > 'maxmemory'. script: 5d, on @user_script:10.":                                              true, // 7.0
+		"ERR Error running script (call to f_5d): @user_script:10: @user_script: 10: -OOM command not allowed when used memory > 'maxmemory'.": true, // 6.2
+		"ERR Error running script (call to f_5d): @user_script:10: @user_script: 10: -MISCONF Redis is configured to save RDB snapshots, but":  true,
+		"ERR Error running script (call to f_5d): @user_script:10: @user_script: 10: -READONLY You can't write against a read only replica.":   false,
+		"ERR unknown command 'GETEX', with args beginning with: 'OOM '":                                                                        false,
+		"LOADING Redis is loading the dataset in memory":                                                                                       false,
+	} {
+		if got := refusesWrites(fmt.Errorf("%w: %w", ErrUnavailable, reply(text))); got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+	if refusesWrites(errors.New("OOM of somebody else")) {
+		t.Error("not an answer of Redis")
+	}
+}
+
 func TestASessionThatHoldsNothingIsNotStored(t *testing.T) {
 	s, f := fakeSite(t, Options{})
 	b := newBrowser()
