@@ -74,8 +74,8 @@ func (s *Store) begin(ctx context.Context, name, lock string) (record string, er
 	var began time.Time                  // of the wait
 	poll := firstPoll
 	for {
-		watched := "0"
-		if !began.IsZero() && time.Since(began) >= s.o.Lease/2 {
+		watched, asked := "0", time.Now()
+		if !began.IsZero() && asked.Sub(began) >= s.o.Lease/2 {
 			watched = "1" // two renewals should have come, so Redis being away is not why its holder is silent
 		}
 		found, err := s.ask(asking, name, false, beginScript, lock, s.o.Lock.Milliseconds(), watched)
@@ -93,7 +93,8 @@ func (s *Store) begin(ctx context.Context, name, lock string) (record string, er
 			defer s.waiting.Add(-1)
 			began = time.Now()
 		}
-		if time.Since(began) >= min(s.o.Lease+s.o.Lease/4, longestWait) || !sleep(ctx, poll) {
+		// By when it asked: a Redis that is slow to answer must not make it leave before it has watched for long enough.
+		if asked.Sub(began) >= min(s.o.Lease+s.o.Lease/4, longestWait) || !sleep(ctx, poll) {
 			return stillRunning, nil
 		}
 		poll = min(2*poll, longestPoll)

@@ -61,6 +61,24 @@ func TestARepeatOfARunningCallWaitsALeaseAndAFourth(t *testing.T) {
 	}
 }
 
+func TestARepeatWatchesLongEnoughAlsoIfRedisIsSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		client := &scripted{answer: func(_ int64, args []any) (any, error) {
+			if args[2] == "1" {
+				return locked, nil // its holder is dead
+			}
+			if time.Since(start) > 200*time.Millisecond {
+				time.Sleep(500 * time.Millisecond) // once
+			}
+			return stillRunning, nil
+		}}
+		if got, err := New(client, Options{Timeout: time.Second}).begin(t.Context(), "name", "lock"); got != locked || err != nil {
+			t.Errorf("%q, %v: it left without the key of a dead holder", got, err)
+		}
+	})
+}
+
 func TestARedisThatGoesDuringTheWaitLeavesTheKeyRunning(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		away := errors.New("away")
