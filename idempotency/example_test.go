@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/gin-gonic/gin"
@@ -20,12 +21,13 @@ func ExampleMiddleware() {
 		return
 	}
 	defer server.Close()
-	client := redis.NewClient(&redis.Options{Addr: server.Addr(), ContextTimeoutEnabled: true})
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), ContextTimeoutEnabled: true, DialerRetries: 1})
 	defer client.Close()
 
 	gin.SetMode(gin.ReleaseMode)
 	store := idempotency.New(client, idempotency.Options{
-		Scope: func(c *gin.Context) string { return c.GetHeader("X-User") }, // better: the subject of a verified token
+		Timeout: 2 * time.Second,                                              // for a machine that runs tests; the default is for a service
+		Scope:   func(c *gin.Context) string { return c.GetHeader("X-User") }, // better: the subject of a verified token
 	})
 	orders := 0
 	r := gin.New()

@@ -1,10 +1,12 @@
 package session_test
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/gin-contrib/sessions"
@@ -44,12 +46,13 @@ func Example() {
 	}
 	defer server.Close()
 	client := redis.NewUniversalClient(&redis.UniversalOptions{
-		Addrs: []string{server.Addr()}, ContextTimeoutEnabled: true,
+		Addrs: []string{server.Addr()}, ContextTimeoutEnabled: true, DialerRetries: 1,
 	})
 	defer client.Close()
 	store, err := session.New(client, session.Options{
 		Keys:    [][]byte{secret},
 		Cookie:  session.Cookie{Secure: true},
+		Timeout: 2 * time.Second, // for a machine that runs tests; the default is for a service
 		OnState: func(s session.State, _ error) { fmt.Println("sessions are", s) },
 	})
 	if err != nil {
@@ -60,11 +63,12 @@ func Example() {
 	r := gin.New()
 	r.Use(session.Middleware("session", store))
 	r.POST("/login", func(c *gin.Context) {
-		if err := session.Regenerate(c); err != nil { // whoever planted an id does not have this one
+		err := session.Regenerate(c) // whoever planted an id does not have this one
+		sessions.Default(c).Set("user", "bob")
+		if err := errors.Join(err, sessions.Default(c).Save()); err != nil {
 			c.String(http.StatusServiceUnavailable, "try again")
 			return
 		}
-		sessions.Default(c).Set("user", "bob")
 		c.String(http.StatusOK, "welcome")
 	})
 	r.GET("/me", func(c *gin.Context) {

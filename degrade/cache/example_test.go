@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
@@ -17,10 +18,11 @@ func Example() {
 		fmt.Println(err)
 		return
 	}
-	client := redis.NewClient(&redis.Options{Addr: server.Addr(), ContextTimeoutEnabled: true})
+	client := redis.NewClient(&redis.Options{Addr: server.Addr(), ContextTimeoutEnabled: true, DialerRetries: 1})
 	defer client.Close()
 
 	names := cache.New(client, cache.Options[string]{
+		Timeout: 2 * time.Second, // for a machine that runs tests; the default is for a service
 		Prefix:  "name:",
 		Default: func(string) (string, bool) { return "somebody", true },
 	})
