@@ -58,7 +58,7 @@ func serveInstance(addr, stall string) {
 	}
 	gin.SetMode(gin.ReleaseMode)
 	r := gin.New()
-	r.POST("/run", Middleware(New(client, Options{Timeout: time.Second})), func(c *gin.Context) {
+	r.POST("/run", Middleware(New(client, Options{Timeout: 3 * time.Second})), func(c *gin.Context) {
 		time.Sleep(20 * time.Millisecond)
 		wait("before")
 		if err := Confirm(c); err != nil {
