@@ -100,13 +100,13 @@ func TestLevelIsThatOfTheStatus(t *testing.T) {
 
 func TestManyErrorsAreOneLine(t *testing.T) {
 	r, logs := engine(func(c *gin.Context) {
-		_ = c.Error(errors.New("first\nforged"))
+		_ = c.Error(errors.New("first\nforged\npassword=hunter2"))
 		_ = c.Error(&url.Error{Op: "Get", URL: "http://h/?token=hunter2", Err: io.EOF})
 		c.Status(http.StatusOK)
 	})
 	do(r, get("/x/1"))
 	e, f := one(t, logs)
-	if want := `first\nforged; Get "http://h/?token=***": EOF`; f["error"] != want || e.Level != zapcore.InfoLevel {
+	if want := `first\nforged\npassword=***; Get "http://h/?token=***": EOF`; f["error"] != want || e.Level != zapcore.InfoLevel {
 		t.Errorf("%v with error %q, want INFO with %q", e.Level, f["error"], want)
 	}
 }

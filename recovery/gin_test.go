@@ -278,7 +278,7 @@ func TestLogHasNoSecretOfTheRequest(t *testing.T) {
 		r := gin.New()
 		r.Use(Middleware(l))
 		values := []any{
-			errors.New("get http://h/?access_token=hunter2&a=1: EOF"), "forged\n2026 INFO line\x1b[31m\u009b31m",
+			errors.New("get http://h/?access_token=hunter2&a=1: EOF\npassword=hunter2"), "forged\n2026 INFO line\x1b[31m\u009b31m",
 		}
 		r.GET("/:v", func(c *gin.Context) {
 			switch c.Param("v") {
