@@ -202,6 +202,82 @@ func TestAHookThatPanicsCorruptsNothing(t *testing.T) {
 	})
 }
 
+func TestAHookThatPanicsInAllowKeepsNoPlaceOfTheProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := 0
+		b := New("x", Options{MaxConcurrentRequests: 1, OnChange: func(c Change) {
+			if told++; c.To == HalfOpen {
+				panic("hook")
+			}
+		}})
+		calls(b, 20, Failure)
+		time.Sleep(5*time.Second + 1)
+		func() {
+			defer func() {
+				if v := recover(); v != "hook" {
+					t.Errorf("recovered %v, want the hook's panic", v)
+				}
+			}()
+			_, _ = b.Allow()
+		}()
+		if s := b.Snapshot(); s.State != HalfOpen || s.InFlight != 0 {
+			t.Errorf("%v with %d in flight, want half-open with 0", s.State, s.InFlight)
+		}
+		if !call(b, Success) {
+			t.Error("the next call is refused, want it to probe")
+		}
+		wantState(t, b, Closed)
+		if told != 3 {
+			t.Errorf("told %d times, want 3", told)
+		}
+	})
+}
+
+func TestTheConcurrencyLimitHoldsForProbesAndUnderForceClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := New("x", Options{MaxConcurrentRequests: 2, Probes: 5})
+		refused := func(when string) {
+			t.Helper()
+			if _, err := b.Allow(); !errors.Is(err, ErrMaxConcurrency) {
+				t.Errorf("%s: Allow of the third = %v, want ErrMaxConcurrency", when, err)
+			}
+			if n := b.Snapshot().InFlight; n != 2 {
+				t.Errorf("%s: %d in flight, want 2", when, n)
+			}
+		}
+		calls(b, 20, Failure)
+		time.Sleep(5*time.Second + 1)
+		one, two := allow(t, b), allow(t, b)
+		refused("half-open")
+		one.Done(Failure)
+		two.Done(Failure)
+		b.ForceClosed()
+		one, two = allow(t, b), allow(t, b)
+		refused("forced")
+		one.Done(Success)
+		two.Done(Success)
+		wantCounts(t, b, 25, 23, 0) // with two refusals, without the probe that another decided for
+	})
+}
+
+// TestAProbeSlotThatWasTakenMeanwhileRefusesTheCall is what happens to one of two that saw the gate open.
+func TestAProbeSlotThatWasTakenMeanwhileRefusesTheCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := opened(Options{})
+		time.Sleep(5*time.Second + 1)
+		probe := allow(t, b)
+		b.gate.Store(anyTime) // as the second has read it before
+		if call(b, Success) {
+			t.Error("a second probe was admitted")
+		}
+		if n := b.Snapshot().InFlight; n != 1 {
+			t.Errorf("%d in flight, want the probe", n)
+		}
+		probe.Done(Success)
+		wantState(t, b, Closed)
+	})
+}
+
 func TestChangesAreToldInOrderUnderLoad(t *testing.T) {
 	var mu sync.Mutex
 	var seen []Change
