@@ -29,8 +29,14 @@ type guard struct {
 }
 
 // WithKey names the circuit of a request, instead of its method and FullPath. Keys should come from a
-// known set: a [Group] has 4096 names and lets all others share one circuit.
-func WithKey(key func(*gin.Context) string) Option { return func(g *guard) { g.key = key } }
+// known set: a [Group] has 4096 names and lets all others share one circuit. nil: the default.
+func WithKey(key func(*gin.Context) string) Option {
+	return func(g *guard) {
+		if key != nil {
+			g.key = key
+		}
+	}
+}
 
 // WithFallback answers in the place of an open circuit; it runs on the request's goroutine after c was
 // aborted, so c.Next does nothing there. [Rejected] is true for its answer whatever the status, and no
@@ -38,8 +44,15 @@ func WithKey(key func(*gin.Context) string) Option { return func(g *guard) { g.k
 func WithFallback(h gin.HandlerFunc) Option { return func(g *guard) { g.fallback = h } }
 
 // WithClassify decides the outcome of a request that was answered, instead of its status. It is not
-// asked about answers that Highball refused, that were too late for the Timeout, or whose client is gone.
-func WithClassify(f func(*gin.Context) Outcome) Option { return func(g *guard) { g.classify = f } }
+// asked about answers that Highball refused, that were too late for the Timeout, or whose client is gone. nil:
+// the default.
+func WithClassify(f func(*gin.Context) Outcome) Option {
+	return func(g *guard) {
+		if f != nil {
+			g.classify = f
+		}
+	}
+}
 
 // Middleware guards each route with its own circuit: method and FullPath, all that match no route
 // together. An open circuit, or one at MaxConcurrentRequests, answers 503 with Retry-After and

@@ -159,6 +159,17 @@ func TestOtherKeysAndClassification(t *testing.T) {
 	wantCounts(t, g.Get("ann"), 1, 1, 0)
 }
 
+func TestOptionsThatAreNilAreTheDefaults(t *testing.T) {
+	g := NewGroup(Options{RequestVolumeThreshold: 1})
+	r := guarded(g, func(c *gin.Context) { c.Status(http.StatusBadGateway) }, WithKey(nil), WithClassify(nil), WithFallback(nil))
+	for _, want := range []int{http.StatusBadGateway, http.StatusServiceUnavailable} {
+		if w := get(t.Context(), r, "/x/1"); w.Code != want {
+			t.Errorf("status %d, want %d", w.Code, want)
+		}
+	}
+	wantCounts(t, g.Get("GET /x/:id"), 1, 1, 0)
+}
+
 func TestAPanicOfTheHandlerIsAFailureAndPassedOn(t *testing.T) {
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -225,6 +236,19 @@ func TestTheTimeoutIsADeadlineOnTheRequestsContext(t *testing.T) {
 	})
 }
 
+func TestAHandlerThatRanIntoTheTimeoutIsATimeoutWhateverItAnswered(t *testing.T) {
+	for _, status := range []int{200, 404, 429, 499, 500} {
+		synctest.Test(t, func(t *testing.T) {
+			g := NewGroup(Options{Timeout: time.Second})
+			get(t.Context(), guarded(g, func(c *gin.Context) {
+				time.Sleep(time.Second + 1)
+				c.Status(status)
+			}, WithClassify(func(*gin.Context) Outcome { return Neutral })), "/x/1")
+			wantCounts(t, g.Get("GET /x/:id"), 1, 1, 1)
+		})
+	}
+}
+
 func TestTheOuterRequestKeepsTheFormThatAHandlerParsed(t *testing.T) {
 	g := NewGroup(Options{Timeout: time.Minute})
 	req := httptest.NewRequest(http.MethodGet, "/x/1?a=b", nil)
@@ -254,14 +278,23 @@ func TestAHijackedConnectionIsNotTimed(t *testing.T) {
 		client, server := net.Pipe()
 		req := httptest.NewRequest(http.MethodGet, "/x/1", nil)
 		req.Header.Set("Upgrade", "websocket")
-		guarded(g, func(c *gin.Context) {
+		r := gin.New()
+		r.Use(func(c *gin.Context) {
+			w := c.Writer
+			c.Next()
+			if c.Writer != w {
+				t.Error("the outer middleware does not find its writer again")
+			}
+		}, Middleware(g))
+		r.GET("/x/:id", func(c *gin.Context) {
 			conn, _, err := http.NewResponseController(c.Writer).Hijack()
 			if err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Hour)
 			conn.Close()
-		}).ServeHTTP(&hijackable{ResponseRecorder: httptest.NewRecorder(), conn: server}, req)
+		})
+		r.ServeHTTP(&hijackable{ResponseRecorder: httptest.NewRecorder(), conn: server}, req)
 		if _, err := client.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Errorf("Read = %v, want EOF", err)
 		}

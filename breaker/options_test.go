@@ -3,6 +3,7 @@ package breaker
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -90,6 +91,33 @@ func TestACallThatOverranItsTimeoutIsATimeout(t *testing.T) {
 		}
 		if s := b.Snapshot(); s.Timeouts != 2 || s.Errors != 2 || s.Total != 2 {
 			t.Errorf("Timeouts, Errors, Total = %d, %d, %d; want 2, 2, 2", s.Timeouts, s.Errors, s.Total)
+		}
+	})
+}
+
+func TestAbsurdOptionsMeanWhatTheySay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, percent := range []int{101, 1 << 62, math.MaxInt} {
+			b := New("x", Options{ErrorPercentThreshold: percent, SlowPercentThreshold: percent})
+			calls(b, 100, Failure)
+			wantState(t, b, Closed)
+		}
+		b := opened(Options{
+			Window: math.MaxInt64, Buckets: math.MaxInt, SleepWindow: math.MaxInt64, MaxSleepWindow: math.MaxInt64,
+			Probes: math.MaxInt, Timeout: math.MaxInt64, SlowCall: math.MaxInt64,
+		})
+		wantState(t, b, Open)
+		time.Sleep(50 * 365 * 24 * time.Hour)
+		var open *OpenError
+		if _, err := b.Allow(); !errors.As(err, &open) || open.RetryAfter < 100*365*24*time.Hour {
+			t.Errorf("Allow after 50 years = %v, want an OpenError", err)
+		}
+		b = opened(Options{ProbeLease: math.MaxInt64, Window: 1})
+		time.Sleep(5*time.Second + 1)
+		p := allow(t, b)
+		time.Sleep(50 * 365 * 24 * time.Hour)
+		if call(b, Success) || !p.Done(Success) {
+			t.Error("the lease of the probe has ended")
 		}
 	})
 }

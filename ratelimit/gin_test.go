@@ -138,6 +138,16 @@ func TestSkipAndCost(t *testing.T) {
 	}
 }
 
+func TestOptionsThatAreNilAreTheDefaults(t *testing.T) {
+	l := New(PerSecond(0, 1), Options{})
+	r := limited(l, WithKey(nil), WithCost(nil), WithRefund(nil), WithDenied(nil), WithSkip(nil))
+	for _, want := range []int{http.StatusOK, http.StatusTooManyRequests} {
+		if w := get(r, "/x/1", client); w.Code != want {
+			t.Errorf("status %d, want %d", w.Code, want)
+		}
+	}
+}
+
 func TestRefundIsDecidedAfterTheHandler(t *testing.T) {
 	l := New(PerSecond(0, 10), Options{})
 	r := limited(l, WithRefund(func(c *gin.Context) bool { return c.Writer.Status() == http.StatusOK && c.Param("id") == "back" }))
