@@ -318,6 +318,9 @@ func TestTooManyAtOnceAnswer503(t *testing.T) {
 	if inner.Code != http.StatusServiceUnavailable || inner.Header().Get("Retry-After") != "1" {
 		t.Errorf("answer = %d, Retry-After %q; want 503, 1", inner.Code, inner.Header().Get("Retry-After"))
 	}
+	if !strings.Contains(inner.Body.String(), "Too many requests at once") {
+		t.Errorf("answer = %s, want the reason", inner.Body)
+	}
 }
 
 func TestTheMiddlewareDoesNotAllocateOnAHealthyRoute(t *testing.T) {

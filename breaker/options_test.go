@@ -81,6 +81,24 @@ func TestSlowCallsOpenTheCircuit(t *testing.T) {
 	})
 }
 
+func TestFewerSlowCallsThanTheirPercentageOpenNothing(t *testing.T) {
+	for percent, most := range map[int]int{0: 9, 90: 17} { // of 20, at the default of 50 too
+		synctest.Test(t, func(t *testing.T) {
+			b := New("x", Options{SlowCall: time.Millisecond, SlowPercentThreshold: percent})
+			calls(b, 20-most, Success)
+			for range most {
+				p := allow(t, b)
+				time.Sleep(2 * time.Millisecond)
+				p.Done(Success)
+			}
+			wantState(t, b, Closed)
+			if s := b.Snapshot(); s.Slow != uint64(most) || s.Total != 20 {
+				t.Errorf("Slow, Total = %d, %d; want %d, 20", s.Slow, s.Total, most)
+			}
+		})
+	}
+}
+
 func TestACallThatOverranItsTimeoutIsATimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := New("x", Options{Timeout: time.Second})

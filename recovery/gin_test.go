@@ -59,6 +59,7 @@ func TestUnwrittenAnswerIsOneProblem(t *testing.T) {
 			c.Header(name, "17")
 		}
 		c.Header("X-Kept", "yes")
+		c.Header("X-Request-Id", "r-1")
 		c.Status(http.StatusCreated)
 		panic("boom")
 	})
@@ -66,14 +67,14 @@ func TestUnwrittenAnswerIsOneProblem(t *testing.T) {
 	if want := `{"title":"Internal Server Error","status":500}`; w.Code != http.StatusInternalServerError || w.Body.String() != want {
 		t.Errorf("answer = %d %s, want 500 %s", w.Code, w.Body, want)
 	}
-	want := http.Header{"Content-Length": {"46"}, "Content-Type": {"application/problem+json"}, "X-Kept": {"yes"}}
+	want := http.Header{"Content-Length": {"46"}, "Content-Type": {"application/problem+json"}, "X-Kept": {"yes"}, "X-Request-Id": {"r-1"}}
 	if got := w.Header(); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("headers = %v, want %v", got, want)
 	}
 	if logs.Len() != 1 || logs.All()[0].Level != zapcore.ErrorLevel || logs.All()[0].Message != "panic" {
 		t.Fatalf("log = %v, want one line at ERROR", logs.All())
 	}
-	if got := logs.All()[0].ContextMap(); got["panic"] != "boom" || got["route"] != "/x/:id" {
+	if got := logs.All()[0].ContextMap(); got["panic"] != "boom" || got["route"] != "/x/:id" || got["request_id"] != "r-1" {
 		t.Errorf("fields = %v", got)
 	}
 }

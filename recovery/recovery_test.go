@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,8 @@ import (
 )
 
 func index(s []int, i int) int { return s[i] }
+
+var debugStack = regexp.MustCompile(`^(\S+\n\t\S+:\d+\n)+$`)
 
 func TestFramesStartWhereItPanicked(t *testing.T) {
 	var (
@@ -39,6 +42,9 @@ func TestFramesStartWhereItPanicked(t *testing.T) {
 		top, _, _ := strings.Cut(string(p.Stack), "\n")
 		if !strings.Contains(top, "recovery.index") && !strings.Contains(top, "TestFramesStartWhereItPanicked") {
 			t.Errorf("%s: first frame %q, want that of the panic; all:\n%s", name, top, p.Stack)
+		}
+		if !debugStack.Match(p.Stack) {
+			t.Errorf("%s: not in the form of debug.Stack:\n%s", name, p.Stack)
 		}
 		if !strings.Contains(string(p.Stack), "recovery_test.go:") || strings.Contains(string(p.Stack), "boom") {
 			t.Errorf("%s: stack without places or with source text:\n%s", name, p.Stack)
