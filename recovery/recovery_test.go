@@ -136,11 +136,18 @@ func TestTenThousandPanicsASecondLeaveAFewLines(t *testing.T) {
 
 func TestPanicsAreToldApartInBoundedMemory(t *testing.T) {
 	l := limiter{sites: make(map[site]*state)}
-	now := time.Now()
+	now, lines := time.Now(), 0
 	for i := range uintptr(100_000) {
-		if _, ok := l.allow(site{pc: i}, now); !ok && i < maxSites {
+		_, ok := l.allow(site{pc: i + 1}, now)
+		if !ok && i < maxSites {
 			t.Fatalf("the first panic at site %d is suppressed", i)
 		}
+		if ok {
+			lines++
+		}
+	}
+	if lines != maxSites+burst {
+		t.Errorf("%d lines, want one of each site and %d of all others", lines, burst)
 	}
 	if len(l.sites) > maxSites+1 {
 		t.Errorf("%d sites remembered, want %d at most", len(l.sites), maxSites+1)
