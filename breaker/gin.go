@@ -143,13 +143,20 @@ func (r *request) end(c *gin.Context) {
 	}
 	v := recover() // nil: runtime.Goexit
 	outcome := Failure
-	if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) && clientGone(r.ctx) {
+	if isAbort(v) && clientGone(r.ctx) {
 		outcome = Neutral
 	}
 	defer r.permit.Done(outcome)
 	if v != nil {
 		panic(v)
 	}
+}
+
+// isAbort survives an error whose own Is or Unwrap panics, such as a nil *net.OpError.
+func isAbort(v any) (is bool) {
+	defer func() { _ = recover() }()
+	err, ok := v.(error)
+	return ok && errors.Is(err, http.ErrAbortHandler)
 }
 
 func (r *request) report(c *gin.Context) {

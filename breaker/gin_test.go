@@ -181,6 +181,7 @@ func TestAPanicOfTheHandlerIsAFailureAndPassedOn(t *testing.T) {
 	}{
 		{"panic", t.Context(), "boom", 1, 1},
 		{"panic with the client gone", gone, "boom", 1, 1},
+		{"an error whose Unwrap panics", t.Context(), (*net.OpError)(nil), 1, 1},
 		{"abort", t.Context(), http.ErrAbortHandler, 1, 1},
 		{"abort with the client gone", gone, http.ErrAbortHandler, 0, 0},
 	} {
