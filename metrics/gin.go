@@ -11,7 +11,8 @@ import (
 )
 
 // Middleware counts each request and measures its time. It belongs in front of everything whose work is to be
-// seen; panics pass it as they are.
+// seen; panics pass it as they are. What a handler gives to gin's Engine.HandleContext goes through the chain
+// again, and counts each time.
 func Middleware(m *Metrics) gin.HandlerFunc {
 	return func(c *gin.Context) {
 		// The method and the context are those that came in, whatever handlers make of c.Request.
