@@ -24,11 +24,14 @@ func Middleware(m *Metrics) gin.HandlerFunc {
 			if aborted {
 				status = 500 // what the client was promised it did not get
 			}
+			took := time.Since(start)
 			var exemplar prometheus.Labels
+			defer func() { // also when the hook panics
+				m.requests.ended(method, c.FullPath(), status, c.Writer.Size(), took, exemplar)
+			}()
 			if m.exemplar != nil {
 				exemplar = m.exemplar(c.Request.Context())
 			}
-			m.requests.ended(method, c.FullPath(), status, c.Writer.Size(), time.Since(start), exemplar)
 		}()
 		c.Next()
 		done = true
