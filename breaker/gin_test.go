@@ -273,9 +273,78 @@ func TestAStreamIsNotTimed(t *testing.T) {
 	})
 }
 
+// TestAStreamThatWasAskedForIsJudgedWhenItBegins has a circuit that has opened, on a route of streams that last
+// for an hour: its probe must not have to end before the next stream is admitted.
+func TestAStreamThatWasAskedForIsJudgedWhenItBegins(t *testing.T) {
+	for _, how := range []string{"write", "write string", "header", "flush", "hijack"} {
+		t.Run(how, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { streams(t, how) }) })
+	}
+}
+
+func streams(t *testing.T, how string) {
+	g := NewGroup(Options{MaxConcurrentRequests: 100})
+	b := g.Get("GET /x/:id")
+	status, judged := http.StatusInternalServerError, 0
+	r := guarded(g, func(c *gin.Context) {
+		c.Header("Content-Type", "text/event-stream")
+		if c.Status(status); status != http.StatusOK {
+			return
+		}
+		switch how {
+		case "write":
+			_, _ = c.Writer.Write([]byte("data: 1\n\n"))
+		case "write string":
+			_, _ = c.Writer.WriteString("data: 1\n\n")
+		case "header":
+			c.Writer.WriteHeaderNow()
+		case "flush":
+			_ = http.NewResponseController(c.Writer).Flush()
+		case "hijack":
+			if _, _, err := c.Writer.Hijack(); err != nil {
+				t.Error(err)
+			}
+		}
+		if time.Sleep(time.Hour); how != "hijack" {
+			panic("too late to matter")
+		}
+	}, WithClassify(func(c *gin.Context) Outcome {
+		judged++
+		return byStatus(c)
+	}))
+	ask := func() {
+		defer func() { _ = recover() }()
+		req := httptest.NewRequest(http.MethodGet, "/x/1", nil)
+		req.Header.Set("Accept", "text/html, text/event-stream")
+		if how == "hijack" {
+			req.Header = http.Header{"Upgrade": {"websocket"}}
+		}
+		r.ServeHTTP(&hijackable{ResponseRecorder: httptest.NewRecorder()}, req)
+	}
+	for range 20 {
+		ask()
+	}
+	wantState(t, b, Open)
+	status = http.StatusOK
+	time.Sleep(5*time.Second + 1)
+	for range 3 {
+		go ask()
+		synctest.Wait()
+		wantState(t, b, Closed)
+	}
+	if s := b.Snapshot(); s.InFlight != 3 || s.Total != 2 || s.Errors != 0 {
+		t.Errorf("InFlight, Total, Errors = %d, %d, %d; want 3, 2, 0", s.InFlight, s.Total, s.Errors)
+	}
+	time.Sleep(time.Hour)
+	synctest.Wait()
+	wantCounts(t, b, 0, 0, 0)
+	if judged != 23 {
+		t.Errorf("%d answers were judged, want each of 23 once", judged)
+	}
+}
+
 func TestAHijackedConnectionIsNotTimed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := NewGroup(Options{SlowCall: time.Second, Timeout: time.Minute})
+		g := NewGroup(Options{SlowCall: time.Second, Timeout: 2 * time.Second})
 		client, server := net.Pipe()
 		req := httptest.NewRequest(http.MethodGet, "/x/1", nil)
 		req.Header.Set("Upgrade", "websocket")
@@ -292,7 +361,7 @@ func TestAHijackedConnectionIsNotTimed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Hour)
+			time.Sleep(3 * time.Second)
 			conn.Close()
 		})
 		r.ServeHTTP(&hijackable{ResponseRecorder: httptest.NewRecorder(), conn: server}, req)
@@ -300,6 +369,9 @@ func TestAHijackedConnectionIsNotTimed(t *testing.T) {
 			t.Errorf("Read = %v, want EOF", err)
 		}
 		wantCounts(t, g.Get("GET /x/:id"), 1, 0, 0)
+		if s := g.Get("GET /x/:id").Snapshot(); s.Slow != 0 {
+			t.Errorf("Slow = %d, want 0", s.Slow)
+		}
 	})
 }
 

@@ -161,6 +161,26 @@ func TestSlowCallLooksAtTheHeadersNotTheBody(t *testing.T) {
 	})
 }
 
+func TestAStreamIsASuccessWhenItBegins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := opened(Options{})
+		rt := Transport(b, memnet.Serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		})))
+		time.Sleep(5*time.Second + 1)
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://up.test/", nil)
+		res, err := rt.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantState(t, b, Closed)
+		res.Body.Close()
+		wantCounts(t, b, 0, 0, 0)
+	})
+}
+
 func TestAnUpgradedBodyIsStillAWriter(t *testing.T) {
 	b := New("up", Options{Timeout: time.Minute})
 	pipe := struct {
