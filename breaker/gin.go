@@ -186,18 +186,23 @@ func isAbort(v any) (is bool) {
 }
 
 func (r *request) report(c *gin.Context) {
-	stream := r.stream || isEventStream(c)
+	outcome, stream := Failure, r.stream || isEventStream(c)
+	defer func() { // also when the hook that classifies panics
+		if stream {
+			r.permit.untimed(outcome)
+		} else {
+			r.permit.Done(outcome)
+		}
+	}()
 	switch {
 	case r.judged, refusal.By(c) != "":
-		r.permit.Done(Neutral)
+		outcome = Neutral
 	case !stream && timedOut(r.ctx, r.inner):
-		r.permit.Done(Timeout)
+		outcome = Timeout
 	case clientGone(r.ctx):
-		r.permit.Done(Neutral)
-	case stream:
-		r.permit.untimed(r.guard.classify(c))
+		outcome = Neutral
 	default:
-		r.permit.Done(r.guard.classify(c))
+		outcome = r.guard.classify(c)
 	}
 }
 

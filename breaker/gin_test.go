@@ -201,6 +201,27 @@ func TestAPanicOfTheHandlerIsAFailureAndPassedOn(t *testing.T) {
 	}
 }
 
+func TestAPanicOfTheClassificationIsAFailureOfTheCall(t *testing.T) {
+	for _, kind := range []string{"text/plain", "text/event-stream"} {
+		g := NewGroup(Options{})
+		r := guarded(g, func(c *gin.Context) { c.Data(http.StatusOK, kind, []byte("x")) },
+			WithClassify(func(*gin.Context) Outcome { panic("hook") }))
+		for _, accept := range []string{"*/*", "text/event-stream"} {
+			func() {
+				defer func() {
+					if v := recover(); v != "hook" {
+						t.Errorf("recovered %v, want the hook's panic", v)
+					}
+				}()
+				req := httptest.NewRequest(http.MethodGet, "/x/1", nil)
+				req.Header.Set("Accept", accept)
+				r.ServeHTTP(httptest.NewRecorder(), req)
+			}()
+		}
+		wantCounts(t, g.Get("GET /x/:id"), 2, 2, 0)
+	}
+}
+
 func TestGoexitOfTheHandlerIsAFailure(t *testing.T) {
 	g := NewGroup(Options{})
 	done := make(chan struct{})

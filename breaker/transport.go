@@ -53,20 +53,20 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	returned := false
 	defer func() {
-		if !returned { // a panic or Goexit, passed on
+		if !returned { // a panic or Goexit, passed on, or an answer that is none
 			c.end(Failure)
 			c.cancel()
 		}
 	}()
 	res, err := t.next.RoundTrip(req)
-	returned = true
 	if err != nil {
 		c.end(outcomeOf(c.ctx, c.inner, err))
 		c.cancel()
-		return res, err
+	} else {
+		c.guard(res)
 	}
-	c.guard(res)
-	return res, nil
+	returned = true
+	return res, err
 }
 
 // An exchange is one request on its way, until its body ends.

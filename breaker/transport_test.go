@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -209,14 +210,24 @@ func TestAnUpgradedBodyIsStillAWriter(t *testing.T) {
 }
 
 func TestAPanicOfTheTransportIsAFailure(t *testing.T) {
-	b := New("up", Options{})
-	defer func() {
-		if recover() == nil {
-			t.Error("the panic was not passed on")
-		}
-		wantCounts(t, b, 1, 1, 0)
-	}()
-	_, _ = fetch(t.Context(), Transport(b, roundTripper(func(*http.Request) (*http.Response, error) { panic("boom") })))
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, next := range map[string]roundTripper{
+		"panic":                        func(*http.Request) (*http.Response, error) { panic("boom") },
+		"no answer and no error":       func(*http.Request) (*http.Response, error) { return nil, nil },
+		"an error whose Unwrap panics": func(*http.Request) (*http.Response, error) { return nil, (*net.OpError)(nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := New("up", Options{})
+			defer func() {
+				if recover() == nil {
+					t.Error("the panic was not passed on")
+				}
+				wantCounts(t, b, 1, 1, 0)
+			}()
+			_, _ = fetch(gone, Transport(b, next))
+		})
+	}
 }
 
 func TestCloseIdleConnectionsReachesTheGuardedTransport(t *testing.T) {
