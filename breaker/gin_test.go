@@ -303,6 +303,7 @@ func TestAStreamThatWasAskedForIsJudgedWhenItBegins(t *testing.T) {
 }
 
 func streams(t *testing.T, how string) {
+	t.Helper()
 	g := NewGroup(Options{MaxConcurrentRequests: 100})
 	b := g.Get("GET /x/:id")
 	status, judged := http.StatusInternalServerError, 0
