@@ -78,8 +78,10 @@ func newID() []string {
 	if p.left == 0 {
 		p = new(ids) // the values of the old one are still out
 		var random [batch * idBytes]byte
+		var digits [2 * len(random)]byte
 		_, _ = rand.Read(random[:]) // never fails
-		text := hex.EncodeToString(random[:])
+		hex.Encode(digits[:], random[:])
+		text := string(digits[:])
 		for i := range p.values {
 			p.values[i], text = text[:2*idBytes], text[2*idBytes:]
 		}

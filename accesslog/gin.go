@@ -111,7 +111,9 @@ func (lg *logger) write(c *gin.Context, e *entry, done bool) {
 	if l.route = c.FullPath(); l.route == "" {
 		l.route = "unmatched"
 	}
-	l.userAgent = c.Request.UserAgent()
+	if v := c.Request.Header["User-Agent"]; len(v) > 0 {
+		l.userAgent = v[0]
+	}
 	l.ip = clientIP(c)
 	if len(c.Errors) > 0 {
 		l.errors = strings.Join(c.Errors.Errors(), "; ")

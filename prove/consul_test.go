@@ -26,6 +26,13 @@ func answers(tb testing.TB, url string) {
 }
 
 func TestTheConsulLeaderIsKilled(t *testing.T) {
+	for _, name := range names("run", false) {
+		t.Run(name, killTheConsulLeader)
+	}
+}
+
+func killTheConsulLeader(t *testing.T) {
+	t.Helper()
 	servers := rig.ConsulCluster(t)
 	agent := servers.Agent(t)
 	all, ledger := three(t, config{Work: 20 * time.Millisecond, Consul: agent.Addr})

@@ -182,14 +182,8 @@ func TestFailover(t *testing.T) {
 			if !*full {
 				f.rate /= 10
 			}
-			n := 1
-			if *full && i < 2 {
-				n = *runs // the peers are for comparison
-			} else if *full {
-				n = (*runs + 1) / 2
-			}
-			for run := range n {
-				t.Run(fmt.Sprintf("%s/%s/%d", f.name, fronts[i].name, run+1), func(t *testing.T) {
+			for _, name := range names(f.name+"/"+fronts[i].name, i > 1) {
+				t.Run(name, func(t *testing.T) {
 					res := measure(t, f, i)
 					if i > 1 { // the peers are as they are
 						return

@@ -33,6 +33,7 @@ type config struct {
 	Rate       float64       // of ratelimit
 	Dependency string        // URL of what /dependency calls
 	Breaker    bool          // in front of it
+	AtOnce     int           // its MaxConcurrentRequests
 	Redis      string        // address of the one that Idempotency-Keys are in
 	Consul     string        // agent to register with
 	Sentinels  []string      // of the Redis that sessions are in
@@ -57,7 +58,7 @@ func serve(c config) error {
 	}
 	once := func(*gin.Context) {}
 	if c.Redis != "" {
-		client := redis.NewClient(&redis.Options{Addr: c.Redis, ContextTimeoutEnabled: true})
+		client := redis.NewClient(&redis.Options{Addr: c.Redis, ContextTimeoutEnabled: true, DialerRetries: 1, PoolSize: 256})
 		once = idempotency.Middleware(idempotency.New(client, idempotency.Options{}))
 	}
 	r.Any("/work", once, work)
@@ -122,7 +123,7 @@ func worker(c config) (gin.HandlerFunc, error) {
 func dependency(c config) gin.HandlerFunc {
 	transport := http.RoundTripper(&http.Transport{MaxIdleConnsPerHost: 256})
 	if c.Breaker {
-		transport = breaker.Transport(breaker.New("dependency", breaker.Options{Window: 2 * time.Second, SleepWindow: time.Second}), transport)
+		transport = breaker.Transport(breaker.New("dependency", breaker.Options{Window: 2 * time.Second, SleepWindow: time.Second, MaxConcurrentRequests: c.AtOnce}), transport)
 	}
 	client := &http.Client{Transport: transport, Timeout: time.Second}
 	return func(ctx *gin.Context) {
@@ -137,7 +138,7 @@ func dependency(c config) gin.HandlerFunc {
 			_ = resp.Body.Close()
 		}
 		if err != nil || resp.StatusCode != http.StatusOK {
-			ctx.String(http.StatusOK, "fallback")
+			ctx.String(http.StatusNonAuthoritativeInfo, "fallback")
 			return
 		}
 		ctx.String(http.StatusOK, "fresh")
@@ -146,7 +147,7 @@ func dependency(c config) gin.HandlerFunc {
 
 // sessions adds POST /session, which sets a key of a session, and GET, which asks for one.
 func sessions(r *gin.Engine, c config) error {
-	client := redis.NewFailoverClient(&redis.FailoverOptions{SentinelAddrs: c.Sentinels, MasterName: c.Master, ContextTimeoutEnabled: true})
+	client := redis.NewFailoverClient(&redis.FailoverOptions{SentinelAddrs: c.Sentinels, MasterName: c.Master, ContextTimeoutEnabled: true, DialerRetries: 1, PoolSize: 256})
 	store, err := session.New(client, session.Options{Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}})
 	if err != nil {
 		return err

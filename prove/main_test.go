@@ -47,6 +47,21 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// names are those of the runs of one measurement: as many as -runs says, and half as many of a peer, which is for comparison.
+func names(of string, peer bool) (all []string) {
+	n := 1
+	switch {
+	case *full && peer:
+		n = (*runs + 1) / 2
+	case *full:
+		n = *runs
+	}
+	for run := range n {
+		all = append(all, fmt.Sprintf("%s/%d", of, run+1))
+	}
+	return all
+}
+
 // start runs an instance as a process of its own.
 func start(tb testing.TB, c config) *rig.ProgramServer {
 	tb.Helper()

@@ -63,27 +63,27 @@ func TestOverload(t *testing.T) {
 		if !*full && i != 1 {
 			continue
 		}
-		t.Run(p.name, func(t *testing.T) {
-			addr := p.start(t, config{Name: "a", Workers: workers, Work: 20 * time.Millisecond, Ledger: filepath.Join(t.TempDir(), "ledger")})
-			l := load{base: "http://" + addr, timeout: time.Second, next: gets("/work")}
-			answers(t, l.base+"/work")
+		for _, name := range names(p.name, i != 1) {
+			t.Run(name, func(t *testing.T) {
+				addr := p.start(t, config{Name: "a", Workers: workers, Work: 20 * time.Millisecond, Ledger: filepath.Join(t.TempDir(), "ledger")})
+				l := load{base: "http://" + addr, timeout: time.Second, next: gets("/work")}
+				answers(t, l.base+"/work")
 
-			l.rate, l.during = capacity/2, scale(5*time.Second, 2*time.Second)
-			calm := summarise("", "", l, 0, l.run(t))
-			l.rate = capacity * 95 / 100
-			peak := summarise("", "", l, 0, l.run(t))
-			l.rate, l.during = scale(10, 3)*capacity, scale(12*time.Second, 4*time.Second)
-			records := l.run(t)
-			res := summarise("overload", p.name, l, 0, records)
-			res.CalmP99 = calm.P99
-			res.More = map[string]float64{
-				"peak":    float64(peak.Sent-peak.Failed) / peak.Seconds,
-				"goodput": float64(res.Sent-res.Failed) / res.Seconds,
-			}
-			res.add(t)
-			if i == 1 && res.More["goodput"] < 0.5*res.More["peak"] { // of what a busy machine leaves
-				t.Errorf("goodput %.0f/s, and %.0f/s at the peak", res.More["goodput"], res.More["peak"])
-			}
-		})
+				l.rate, l.during = capacity/2, scale(5*time.Second, 2*time.Second)
+				calm := summarise("", "", l, 0, l.run(t))
+				l.rate = capacity * 95 / 100
+				peak := summarise("", "", l, 0, l.run(t))
+				l.rate, l.during = scale(10, 3)*capacity, scale(12*time.Second, 4*time.Second)
+				records := l.run(t)
+				res := summarise("overload", p.name, l, 0, records)
+				res.CalmP99 = calm.P99
+				goodput, most := float64(res.Sent-res.Failed)/res.Seconds, float64(peak.Sent-peak.Failed)/peak.Seconds
+				res.More = map[string]float64{"goodput": goodput, "of the peak": 100 * goodput / most}
+				res.add(t)
+				if i == 1 && (res.Refused == 0 || goodput < most*scale(0.9, 0.2)) { // of what a busy machine leaves
+					t.Errorf("goodput %.0f/s, and %.0f/s at the peak", goodput, most)
+				}
+			})
+		}
 	}
 }

@@ -15,9 +15,16 @@ import (
 
 const users = 50
 
-// TestTheRedisPrimaryIsKilled reads and writes the sessions of 50 users, a fifth of the requests being writes, while Sentinel
-// makes the replica the primary.
 func TestTheRedisPrimaryIsKilled(t *testing.T) {
+	for _, name := range names("run", false) {
+		t.Run(name, killTheRedisPrimary)
+	}
+}
+
+// killTheRedisPrimary reads and writes the sessions of 50 users, a fifth of the requests being writes, while Sentinel makes
+// the replica the primary.
+func killTheRedisPrimary(t *testing.T) {
+	t.Helper()
 	group := rig.Sentinel(t)
 	all, _ := three(t, config{Sentinels: group.SentinelAddrs, Master: group.MasterName})
 	addr := edge(t, "-peers", all[0].Addr+","+all[1].Addr+","+all[2].Addr)

@@ -39,7 +39,10 @@ type point struct {
 
 const tick = 250 * time.Millisecond
 
-func ok(r *record) bool { return r.status == http.StatusOK }
+// ok also takes a fallback.
+func ok(r *record) bool {
+	return r.status == http.StatusOK || r.status == http.StatusNonAuthoritativeInfo
+}
 
 func ms(d time.Duration) float64 { return math.Round(float64(d)/1e4) / 100 }
 

@@ -107,6 +107,8 @@ func ExampleNew() {
 		MasterName:            "sessions",
 		Addrs:                 []string{"10.0.0.11:26379", "10.0.0.12:26379", "10.0.0.13:26379"},
 		ContextTimeoutEnabled: true,
+		DialerRetries:         1,   // a refused connection is not tried again within the request
+		PoolSize:              256, // go-redis looks once a second after so many failed dials
 	})
 	defer client.Close()
 	store, err := session.New(client, session.Options{Keys: [][]byte{secret}})

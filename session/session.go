@@ -4,8 +4,10 @@
 //	store, err := session.New(client, session.Options{Keys: [][]byte{key}})
 //	r.Use(session.Middleware("session", store))
 //
-// The client is any go-redis UniversalClient: one server, Sentinel, Cluster, with TLS and ACLs; give it
-// ContextTimeoutEnabled. Redis 6.2 or newer has what is used of it: GETEX, SET, DEL and scripts on one key.
+// The client is any go-redis UniversalClient: one server, Sentinel, Cluster, with TLS and ACLs. Redis 6.2 or
+// newer has what is used of it: GETEX, SET, DEL and scripts on one key. Give the client ContextTimeoutEnabled,
+// and for a quick failover DialerRetries: 1 and a PoolSize such as 256: by default go-redis takes half a second
+// to believe that a connection was refused, and after PoolSize failures looks only once a second.
 //
 // # What is kept
 //

@@ -79,7 +79,8 @@ func run() error {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m := metrics.New(registry, metrics.Options{})
 	client := redis.NewUniversalClient(&redis.UniversalOptions{
-		Addrs: redisAddrs, MasterName: env("REDIS_MASTER", ""), Password: env("REDIS_PASSWORD", ""), ContextTimeoutEnabled: true,
+		Addrs: redisAddrs, MasterName: env("REDIS_MASTER", ""), Password: env("REDIS_PASSWORD", ""),
+		ContextTimeoutEnabled: true, DialerRetries: 1, PoolSize: 256, // see package session
 	})
 	defer client.Close()
 	h := health.New(health.Options{DrainDelay: cmp.Or(drainDelay, -1), Grace: grace})
@@ -98,8 +99,7 @@ func run() error {
 	together := cluster.New(client, cluster.Options{Service: service})
 	defer together.Close()
 	m.WatchCluster(together)
-	limits := redislimit.Options{Prefix: service + ":rate:", Admission: together.Admission}
-	limiter := redislimit.New(client, ratelimit.PerSecond(rate, int(rate)), limits)
+	limiter := redislimit.New(client, ratelimit.PerSecond(rate, int(rate)), redislimit.Options{Prefix: service + ":rate:", Admission: together.Admission})
 	defer limiter.Close()
 	circuits := breaker.NewGroup(breaker.Options{Timeout: 5 * time.Second, Peers: together, OnChange: m.BreakerChange})
 	m.WatchBreakers(circuits.Snapshots)
