@@ -326,6 +326,34 @@ func TestAProbeSlotThatWasTakenMeanwhileRefusesTheCall(t *testing.T) {
 	})
 }
 
+func TestAChangeWaitsForTheHookThatIsToldTheOneBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var seen []string
+		release := make(chan struct{})
+		b := New("x", Options{OnChange: func(c Change) {
+			if c.To == Open {
+				<-release
+			}
+			seen = append(seen, c.From.String()+">"+c.To.String())
+		}})
+		go calls(b, 20, Failure)
+		synctest.Wait()
+		b.ForceClosed() // which waits for nobody
+		b.ForceOpen()
+		b.Auto()
+		b.ForceClosed()
+		if len(seen) != 0 {
+			t.Errorf("told %v while the first change was being told", seen)
+		}
+		close(release)
+		synctest.Wait()
+		want := []string{"closed>open", "open>closed", "closed>open", "open>closed"}
+		if !slices.Equal(seen, want) {
+			t.Errorf("told %v, want %v", seen, want)
+		}
+	})
+}
+
 func TestChangesAreToldInOrderUnderLoad(t *testing.T) {
 	var mu sync.Mutex
 	var seen []Change
