@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"testing"
@@ -151,6 +152,8 @@ func TestLeewayAndAges(t *testing.T) {
 	strict, old := options, options
 	strict.Leeway = -1
 	old.MaxAge, old.NoExpiry = time.Minute, true
+	ancient := options
+	ancient.MaxAge, ancient.Leeway = math.MaxInt64, math.MaxInt64
 	for name, tt := range map[string]struct {
 		o       Options
 		payload string
@@ -163,6 +166,7 @@ func TestLeewayAndAges(t *testing.T) {
 		"before nbf":             {strict, claims(`,"nbf":1800000000.5`), errEarly},
 		"without iat":            {old, `{"iss":"iss","aud":"aud"}`, errNoIat},
 		"young":                  {old, `{"iss":"iss","aud":"aud","iat":1799999911}`, nil},
+		"never too old":          {ancient, `{"iss":"iss","aud":"aud","exp":1,"iat":1}`, nil},
 		"old":                    {old, `{"iss":"iss","aud":"aud","iat":1799999910}`, ErrExpired},
 		"any issuer, any aud":    {Options{AnyIssuer: true, AnyAudience: true}, `{"exp":1900000000}`, nil},
 		"no expiry at all":       {Options{AnyIssuer: true, AnyAudience: true, NoExpiry: true}, `{}`, nil},
@@ -483,6 +487,7 @@ func TestMisconfigurationFails(t *testing.T) {
 		"both aud":      {AnyIssuer: true, Audience: "a", AnyAudience: true},
 		"MaxAge":        {Issuer: "i", Audience: "a", MaxAge: -1},
 		"MaxBytes":      {Issuer: "i", Audience: "a", MaxBytes: -1},
+		"Cache":         {Issuer: "i", Audience: "a", Cache: math.MaxInt},
 		"cookie":        {Issuer: "i", Audience: "a", Cookie: "a b"},
 		"realm":         {Issuer: "i", Audience: "a", Realm: "a\r\nSet-Cookie: x=y"},
 		"realm unicode": {Issuer: "i", Audience: "a", Realm: "é"},
