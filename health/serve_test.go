@@ -27,6 +27,7 @@ type rig struct {
 	end     context.CancelFunc
 	over    chan error
 	start   time.Time // of the drain
+	ended   time.Time // when serve returned, once over says so
 }
 
 func startRig(t *testing.T, o Options, routes func(r *gin.Engine, h *Health)) *rig {
@@ -42,7 +43,12 @@ func startRig(t *testing.T, o Options, routes func(r *gin.Engine, h *Health)) *r
 	l, tr := memnet.Listen()
 	ctx, cancel := context.WithCancel(context.Background())
 	g := &rig{t: t, h: h, client: &http.Client{Transport: tr}, signals: make(chan os.Signal, 4), end: cancel, over: make(chan error, 1)}
-	go func() { g.over <- h.serve(ctx, &http.Server{Handler: r}, l, h.starts, g.signals); h.Close() }()
+	go func() {
+		err := h.serve(ctx, &http.Server{Handler: r}, l, h.starts, g.signals)
+		g.ended = time.Now()
+		g.over <- err
+		h.Close()
+	}()
 	t.Cleanup(func() { cancel(); tr.CloseIdleConnections() })
 	synctest.Wait()
 	return g
@@ -68,7 +74,7 @@ func (g *rig) wantEnd(err error, after time.Duration) {
 		g.t.Errorf("Serve = %v, want %v", got, err)
 	}
 	// Shutdown looks for idle connections again and again, at most half a second apart.
-	if took := time.Since(g.start); took < after || took > after+600*time.Millisecond {
+	if took := g.ended.Sub(g.start); took < after || took > after+600*time.Millisecond {
 		g.t.Errorf("Serve ended %v after the signal, want %v", took, after)
 	}
 	g.client.CloseIdleConnections()

@@ -219,6 +219,9 @@ func TestEndpointDeadAtBootComesUpSoon(t *testing.T) {
 		p.status.Store(200)
 		time.Sleep(time.Second)
 		synctest.Wait()
+		if n := p.n.Load(); n != 2 {
+			t.Errorf("%d fetches after a second, want a second one that nobody asked for", n)
+		}
 		find(t, k, "a", 1, nil)
 	})
 }
