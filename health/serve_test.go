@@ -253,7 +253,11 @@ func TestStopsRunFirstAndInReverse(t *testing.T) {
 		errStop := errors.New("consul is away")
 		add("a", nil)
 		add("b", errStop)
-		h.OnServe(func(context.Context) (func(context.Context) error, error) { return nil, nil })
+		var life context.Context
+		h.OnServe(func(ctx context.Context) (func(context.Context) error, error) {
+			life = ctx
+			return nil, nil
+		})
 		l, _ := memnet.Listen()
 		signals := make(chan os.Signal, 1)
 		over := make(chan error, 1)
@@ -264,8 +268,14 @@ func TestStopsRunFirstAndInReverse(t *testing.T) {
 		if got := strings.Join(order, ", "); got != "start a, start b, stop b, stop a" {
 			t.Errorf("order = %s", got)
 		}
+		if life.Err() != nil {
+			t.Error("the context of a start that has ended is over before Serve")
+		}
 		if err := <-over; !errors.Is(err, errStop) {
 			t.Errorf("Serve = %v, want the error of the stop", err)
+		}
+		if life.Err() == nil {
+			t.Error("the context of the starts lasts longer than Serve")
 		}
 		h.Close()
 	})
@@ -340,6 +350,9 @@ func TestAddressInUseIsAClearError(t *testing.T) {
 	err = h.Serve(t.Context(), &http.Server{Addr: l.Addr().String()})
 	if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), l.Addr().String()) {
 		t.Errorf("Serve = %v, want address in use with the address", err)
+	}
+	if h.Ready() {
+		t.Error("ready, want it closed by Serve")
 	}
 	if err := h.Serve(t.Context(), &http.Server{}); err == nil {
 		t.Error("Serve again = nil, want an error")

@@ -158,6 +158,31 @@ func TestRefundIsDecidedAfterTheHandler(t *testing.T) {
 	}
 }
 
+func TestWhatWasNotTakenIsNotGivenBack(t *testing.T) {
+	l := New(PerSecond(0, 2), Options{})
+	given := func(c *gin.Context) bool { return c.Param("id") == "back" }
+	r := limited(l, WithShadow(), WithRefund(given))
+	for _, path := range []string{"/x/keep", "/x/keep", "/x/back"} { // the last is over the limit
+		get(r, path, client)
+	}
+	if n := ask(l, "192.0.2.1", 0).Remaining; n != 0 {
+		t.Errorf("%d tokens left, want 0", n)
+	}
+	back := 0
+	get(limited(lending{failing{}, &back}, WithShadow(), WithRefund(given)), "/x/back", client)
+	if back != 0 {
+		t.Errorf("%d tokens given back to a limiter that could not decide", back)
+	}
+}
+
+// lending is a Limiter to which back is given back.
+type lending struct {
+	Limiter
+	back *int
+}
+
+func (l lending) Refund(_ string, n int) { *l.back += n }
+
 func TestClientsAreToldApartByTheirAddress(t *testing.T) {
 	for _, tt := range []struct{ addr, forwarded, want string }{
 		{"192.0.2.1:80", "", "192.0.2.1"},
