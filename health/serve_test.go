@@ -2,10 +2,12 @@ package health
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"syscall"
@@ -232,6 +234,60 @@ func TestSignalThatEndsTheContextTooIsTheFirst(t *testing.T) {
 		g.signals <- syscall.SIGTERM
 		g.wantEnd(nil, 3*time.Second)
 	})
+}
+
+func TestTwoSignalsAfterTheEndOfTheContextEndAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := startRig(t, Options{}, nil)
+		g.start = time.Now()
+		g.end()
+		for range 2 {
+			synctest.Wait()
+			g.signals <- syscall.SIGTERM
+		}
+		g.wantEnd(ErrForced, 0)
+	})
+}
+
+func TestServeSpeaksTLSAndHTTP2(t *testing.T) {
+	s := httptest.NewUnstartedServer(nil)
+	s.StartTLS() // for its certificate
+	defer s.Close()
+	cert := s.TLS.Certificates[0]
+	for name, config := range map[string]*tls.Config{
+		"Certificates":       {Certificates: []tls.Certificate{cert}},
+		"GetCertificate":     {GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }},
+		"GetConfigForClient": {GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.TLS, nil }},
+	} {
+		h := New(Options{DrainDelay: -1})
+		r := gin.New()
+		Register(h, r)
+		addr, over := make(chan string, 1), make(chan error, 1)
+		ctx, end := context.WithCancel(t.Context())
+		go func() {
+			over <- h.Serve(ctx, &http.Server{
+				Addr: "127.0.0.1:0", Handler: r, TLSConfig: config,
+				BaseContext: func(l net.Listener) context.Context {
+					addr <- l.Addr().String()
+					return context.Background()
+				},
+			})
+		}()
+		client := s.Client()
+		client.Transport.(*http.Transport).ForceAttemptHTTP2 = true
+		resp, err := client.Get("https://" + <-addr + "/livez")
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		resp.Body.Close()
+		if want := map[bool]int{true: 1, false: 2}[config.GetConfigForClient != nil]; resp.StatusCode != http.StatusOK || resp.ProtoMajor != want {
+			t.Errorf("%s: %d over HTTP/%d, want 200 over HTTP/%d", name, resp.StatusCode, resp.ProtoMajor, want)
+		}
+		end()
+		if err := <-over; err != nil {
+			t.Errorf("%s: Serve = %v", name, err)
+		}
+	}
 }
 
 func TestStopsRunFirstAndInReverse(t *testing.T) {

@@ -81,6 +81,13 @@ func TestNoRetryAfterWhereNoWaitWouldHelp(t *testing.T) {
 	wantFields(t, get(limited(New(PerSecond(1, 0), Options{})), "/x/1", client), 429, "-", `"default";r=0`, `"default";q=0`)
 }
 
+func TestNoTimeWhereNoTokenIsToCome(t *testing.T) {
+	none := WithCost(func(*gin.Context) int { return 0 })
+	wantFields(t, get(limited(New(Every(time.Minute, 2, 2), Options{}), none), "/x/1", client), 200, "-", `"default";r=2`, `"default";q=2;w=60`)
+	wantFields(t, get(limited(New(Every(0, 1, 5), Options{})), "/x/1", client), 200, "-", `"default";r=5`, `"default";q=5`)
+	wantFields(t, get(limited(New(PerSecond(0, 5), Options{})), "/x/1", client), 200, "-", `"default";r=4`, `"default";q=5`)
+}
+
 func TestWhenNobodyCanDecideTheAnswerIs503(t *testing.T) {
 	w := get(limited(failing{}), "/x/1", client)
 	wantFields(t, w, 503, "1", "-", "-")
