@@ -76,9 +76,9 @@ func TestUnprintableTextIsEscaped(t *testing.T) {
 
 func TestAMessageIsMaskedBeforeItIsEscapedAndCut(t *testing.T) {
 	for s, want := range map[string]string{
-		"plain":                                    "plain",
-		"bad\ntoken=hunter2\nend":                  `bad\ntoken=***\nend`,
-		"0123456789012345678901234":                "012345678901234567890123…",
+		"plain":                     "plain",
+		"bad\ntoken=hunter2\nend":   `bad\ntoken=***\nend`,
+		"0123456789012345678901234": "012345678901234567890123…",
 		"the password=hunter2 is no longer shown":  "the password=*** is …",
 		"\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00": `\x00\x00\x00\x00\x00\x00…`,
 	} {
