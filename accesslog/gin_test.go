@@ -287,7 +287,7 @@ func TestLineIsBounded(t *testing.T) {
 
 func TestRequestIDIsSafe(t *testing.T) {
 	for in, kept := range map[string]bool{
-		"abc-1_2.Z": true, strings.Repeat("a", 128): true,
+		"abc-1_2.Z": true, "azAZ09": true, strings.Repeat("a", 128): true,
 		"": false, strings.Repeat("a", 129): false, "a b": false, "a\tb": false, "é": false, "a\"b": false, "<script>": false,
 	} {
 		var seen string
@@ -313,6 +313,20 @@ func TestNewRequestIDsAreDifferent(t *testing.T) {
 	}
 	if len(all) != 1000 {
 		t.Errorf("%d different ids of 1000", len(all))
+	}
+}
+
+func TestAnIDStaysWhatItIsWhileOthersAreMade(t *testing.T) {
+	var headers [][]string
+	var were []string
+	for range 10 * batch {
+		v := newID()
+		headers, were = append(headers, v), append(were, v[0])
+	}
+	for i, v := range headers {
+		if v[0] != were[i] {
+			t.Fatalf("id %d was %s and has become %s", i, were[i], v[0])
+		}
 	}
 }
 
