@@ -358,6 +358,15 @@ func TestAddressIsGins(t *testing.T) {
 	}
 }
 
+func TestANilLoggerDiscardsTheLines(t *testing.T) {
+	r := gin.New()
+	r.Use(Middleware(nil))
+	r.GET("/x/:id", func(c *gin.Context) { c.Status(http.StatusNoContent) })
+	if w := do(r, get("/x/1")); w.Code != http.StatusNoContent || w.Header().Get("X-Request-Id") == "" {
+		t.Errorf("%d with id %q, want 204 with one", w.Code, w.Header().Get("X-Request-Id"))
+	}
+}
+
 func TestSkipKnowsTheStatus(t *testing.T) {
 	status := http.StatusOK
 	r, logs := engine(func(c *gin.Context) { c.Status(status) }, WithSkip(func(c *gin.Context) bool { return c.Writer.Status() == http.StatusOK }))

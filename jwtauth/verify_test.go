@@ -104,6 +104,8 @@ func TestLooseReadingsAreRefused(t *testing.T) {
 		"nested twice":         {sign(hs256, claims(`,"x":[{"a":1,"a":2}]`)), errTwice},
 		"line break":           {good[:10] + "\n" + good[10:], errForm},
 		"carriage return":      {good + "\r", errForm},
+		"line break first":     {"\n" + good, errForm},
+		"return first":         {"\r" + good, errForm},
 		"padding":              {good + "=", errForm},
 		"trailing bits":        {good[:len(good)-1] + alphabet[last^1:last^1+1], errForm},
 		"standard base64":      {strings.ReplaceAll(good, "-", "+") + "+/", errForm},
