@@ -97,6 +97,7 @@ func TestLooseReadingsAreRefused(t *testing.T) {
 		"alg twice, escaped":   {sign(`{"alg":"HS256","\u0061lg":"HS256"}`, claims("")), errTwice},
 		"alg of another type":  {sign(`{"alg":["HS256"]}`, claims("")), errType},
 		"kid of another type":  {sign(`{"alg":"HS256","kid":7}`, claims("")), errType},
+		"an endless kid":       {sign(`{"alg":"HS256","kid":"`+strings.Repeat("k", 257)+`"}`, claims("")), errSize},
 		"unknown crit":         {sign(`{"alg":"HS256","crit":["exp"],"exp":1}`, claims("")), errCrit},
 		"empty crit":           {sign(`{"alg":"HS256","crit":[]}`, claims("")), errCrit},
 		"b64":                  {sign(`{"alg":"HS256","b64":false}`, claims("")), errCrit},
