@@ -95,8 +95,8 @@ func (g *guard) serve(c *gin.Context) {
 	}
 	w, watched := c.Writer, r
 	c.Writer = &watch{w, c, &watched}
+	defer func() { c.Writer = w }() // also when a panic passes: what answers it is no part of the stream
 	watched.run(c)
-	c.Writer = w
 }
 
 func (g *guard) refuse(c *gin.Context, err error) {

@@ -302,6 +302,20 @@ func TestAStreamThatWasAskedForIsJudgedWhenItBegins(t *testing.T) {
 	}
 }
 
+func TestWhatAnswersAPanicIsNotTheStreamThatWasToBegin(t *testing.T) {
+	g := NewGroup(Options{})
+	r := gin.New()
+	r.Use(gin.CustomRecoveryWithWriter(io.Discard, func(c *gin.Context, _ any) { c.AbortWithStatus(http.StatusInternalServerError) }), Middleware(g))
+	r.GET("/x/:id", func(c *gin.Context) {
+		c.Header("Content-Type", "text/event-stream")
+		panic("before it began")
+	})
+	req := httptest.NewRequest(http.MethodGet, "/x/1", nil)
+	req.Header.Set("Accept", "text/event-stream")
+	r.ServeHTTP(httptest.NewRecorder(), req)
+	wantCounts(t, g.Get("GET /x/:id"), 1, 1, 0)
+}
+
 func streams(t *testing.T, how string) {
 	t.Helper()
 	g := NewGroup(Options{MaxConcurrentRequests: 100})

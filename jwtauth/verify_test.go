@@ -271,6 +271,16 @@ func TestWeakKeysDoNotGetIn(t *testing.T) {
 	if _, err := HMAC(secret, []byte("short")); err == nil {
 		t.Error("a short previous key: want an error")
 	}
+	many := make([]Key, maxKeys+1)
+	for i := range many {
+		many[i] = Key{Alg: "HS256", Key: secret}
+	}
+	if _, err := Static(many...); err == nil {
+		t.Error("more keys without an ID than a token is tried with: want an error")
+	}
+	if _, err := Static(many[1:]...); err != nil {
+		t.Errorf("as many as a token is tried with: %v", err)
+	}
 	if _, err := PublicKey("", "HS256", secret); err == nil {
 		t.Error("a secret as a public key: want an error")
 	}
