@@ -187,7 +187,7 @@ func (l *line) fields(f []zap.Field) []zap.Field {
 		zap.String("request_id", l.requestID),
 	)
 	if l.errors != "" {
-		f = append(f, zap.String("error", redact.Text(redact.Clean(l.errors, maxText))))
+		f = append(f, zap.String("error", redact.Message(l.errors, maxText)))
 	}
 	if l.aborted {
 		f = append(f, zap.Bool("aborted", true))

@@ -43,7 +43,8 @@ type logger struct {
 }
 
 // Middleware logs every request to l, see the package documentation, and gives it an id, see [RequestID]. It
-// belongs in front of everything whose work is to be seen. A nil l discards the lines.
+// belongs in front of everything whose work is to be seen. A nil l discards the lines. What a handler gives to
+// gin's Engine.HandleContext goes through the chain again, and has a line each time, of the same id.
 func Middleware(l *zap.Logger, opts ...Option) gin.HandlerFunc {
 	if l == nil {
 		l = zap.NewNop()

@@ -100,13 +100,13 @@ func TestLevelIsThatOfTheStatus(t *testing.T) {
 
 func TestManyErrorsAreOneLine(t *testing.T) {
 	r, logs := engine(func(c *gin.Context) {
-		_ = c.Error(errors.New("first\nforged"))
+		_ = c.Error(errors.New("first\nforged\npassword=hunter2"))
 		_ = c.Error(&url.Error{Op: "Get", URL: "http://h/?token=hunter2", Err: io.EOF})
 		c.Status(http.StatusOK)
 	})
 	do(r, get("/x/1"))
 	e, f := one(t, logs)
-	if want := `first\nforged; Get "http://h/?token=***": EOF`; f["error"] != want || e.Level != zapcore.InfoLevel {
+	if want := `first\nforged\npassword=***; Get "http://h/?token=***": EOF`; f["error"] != want || e.Level != zapcore.InfoLevel {
 		t.Errorf("%v with error %q, want INFO with %q", e.Level, f["error"], want)
 	}
 }
@@ -185,13 +185,13 @@ func TestGoexitHasItsLine(t *testing.T) {
 }
 
 func TestClientThatLeavesIs499(t *testing.T) {
+	ctx, leave := context.WithCancel(t.Context())
 	r, logs := engine(func(c *gin.Context) {
+		leave()
 		<-c.Request.Context().Done()
 		c.Status(http.StatusOK)
 	})
 	s := httptest.NewServer(r)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
 	req, _ := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/x/1", nil)
 	if _, err := http.DefaultClient.Do(req); err == nil {
 		t.Error("answered, want the client to leave before")
@@ -287,7 +287,7 @@ func TestLineIsBounded(t *testing.T) {
 
 func TestRequestIDIsSafe(t *testing.T) {
 	for in, kept := range map[string]bool{
-		"abc-1_2.Z": true, strings.Repeat("a", 128): true,
+		"abc-1_2.Z": true, "azAZ09": true, strings.Repeat("a", 128): true,
 		"": false, strings.Repeat("a", 129): false, "a b": false, "a\tb": false, "é": false, "a\"b": false, "<script>": false,
 	} {
 		var seen string
@@ -316,6 +316,20 @@ func TestNewRequestIDsAreDifferent(t *testing.T) {
 	}
 }
 
+func TestAnIDStaysWhatItIsWhileOthersAreMade(t *testing.T) {
+	var headers [][]string
+	var were []string
+	for range 10 * batch {
+		v := newID()
+		headers, were = append(headers, v), append(were, v[0])
+	}
+	for i, v := range headers {
+		if v[0] != were[i] {
+			t.Fatalf("id %d was %s and has become %s", i, were[i], v[0])
+		}
+	}
+}
+
 func TestRequestIDWithoutMiddleware(t *testing.T) {
 	c, _ := gin.CreateTestContext(httptest.NewRecorder())
 	c.Request = get("/")
@@ -341,6 +355,15 @@ func TestAddressIsGins(t *testing.T) {
 				t.Errorf("from %q with %q: ip = %v, want gin's %q", remote, header, f["ip"], want)
 			}
 		}
+	}
+}
+
+func TestANilLoggerDiscardsTheLines(t *testing.T) {
+	r := gin.New()
+	r.Use(Middleware(nil))
+	r.GET("/x/:id", func(c *gin.Context) { c.Status(http.StatusNoContent) })
+	if w := do(r, get("/x/1")); w.Code != http.StatusNoContent || w.Header().Get("X-Request-Id") == "" {
+		t.Errorf("%d with id %q, want 204 with one", w.Code, w.Header().Get("X-Request-Id"))
 	}
 }
 

@@ -15,6 +15,7 @@ const (
 	anyTime     = math.MinInt64 // as a gate: a probe may start now
 	tokenShift  = 2
 	countedOnly = uint64(Open) // as a token: admitted by force, decides nothing
+	settled     = uint64(3)    // as a token: has been counted and has decided, and still runs
 )
 
 // Why a circuit opened last, as Snapshot.Reason says it.
@@ -112,6 +113,14 @@ func (b *Breaker) reject(t int64) error {
 // done ends the call of p, which took so long.
 func (b *Breaker) done(p Permit, o Outcome, t int64, took time.Duration) bool {
 	b.inflight.Add(-1)
+	if p.token&stateMask == settled {
+		return false
+	}
+	return b.settle(p, o, t, took)
+}
+
+// settle is done for a call that may go on.
+func (b *Breaker) settle(p Permit, o Outcome, t int64, took time.Duration) bool {
 	if o < Success || o > Neutral {
 		o = Failure
 	}

@@ -56,6 +56,7 @@ type Options struct {
 	// off.
 	SlowCall time.Duration
 	// SlowPercentThreshold opens the circuit when slow*100 >= SlowPercentThreshold*total. Zero or less: 50.
+	// More than 100: slow calls never open it.
 	SlowPercentThreshold int
 	// SleepWindow is how long the circuit stays open, counted from when it opened or from the failed
 	// probe; strictly more must have passed. Zero or less: 5 s.
@@ -183,6 +184,7 @@ func New(name string, o Options) *Breaker {
 	def(&o.RequestVolumeThreshold, 20)
 	def(&o.ErrorPercentThreshold, 50)
 	def(&o.SlowPercentThreshold, 50)
+	o.ErrorPercentThreshold, o.SlowPercentThreshold = min(o.ErrorPercentThreshold, 101), min(o.SlowPercentThreshold, 101)
 	def(&o.Probes, 1)
 	o.SlowCall, o.Timeout = max(o.SlowCall, 0), max(o.Timeout, 0)
 	o.SleepWindow = cmp.Or(max(o.SleepWindow, 0), 5*time.Second)

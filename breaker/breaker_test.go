@@ -235,8 +235,11 @@ func TestALostProbeWedgesNothing(t *testing.T) {
 		b := opened(Options{ProbeLease: 2 * time.Second})
 		time.Sleep(5*time.Second + 1)
 		lost := allow(t, b)
-		time.Sleep(2 * time.Second)
 		var open *OpenError
+		if _, err := b.Allow(); !errors.As(err, &open) || open.RetryAfter != 2*time.Second {
+			t.Fatalf("Allow beside the probe = %v, want an OpenError with its lease", err)
+		}
+		time.Sleep(2 * time.Second)
 		if _, err := b.Allow(); !errors.As(err, &open) || open.RetryAfter > 2*time.Second {
 			t.Fatalf("Allow within the lease = %v, want an OpenError", err)
 		}

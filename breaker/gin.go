@@ -1,17 +1,19 @@
 package breaker
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"maps"
+	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 
 	"github.com/gin-gonic/gin"
 
-	"github.com/highball-go/highball/internal/hijack"
 	"github.com/highball-go/highball/internal/refusal"
 )
 
@@ -29,8 +31,14 @@ type guard struct {
 }
 
 // WithKey names the circuit of a request, instead of its method and FullPath. Keys should come from a
-// known set: a [Group] has 4096 names and lets all others share one circuit.
-func WithKey(key func(*gin.Context) string) Option { return func(g *guard) { g.key = key } }
+// known set: a [Group] has 4096 names and lets all others share one circuit. nil: the default.
+func WithKey(key func(*gin.Context) string) Option {
+	return func(g *guard) {
+		if key != nil {
+			g.key = key
+		}
+	}
+}
 
 // WithFallback answers in the place of an open circuit; it runs on the request's goroutine after c was
 // aborted, so c.Next does nothing there. [Rejected] is true for its answer whatever the status, and no
@@ -38,8 +46,15 @@ func WithKey(key func(*gin.Context) string) Option { return func(g *guard) { g.k
 func WithFallback(h gin.HandlerFunc) Option { return func(g *guard) { g.fallback = h } }
 
 // WithClassify decides the outcome of a request that was answered, instead of its status. It is not
-// asked about answers that Highball refused, that were too late for the Timeout, or whose client is gone.
-func WithClassify(f func(*gin.Context) Outcome) Option { return func(g *guard) { g.classify = f } }
+// asked about answers that Highball refused, that were too late for the Timeout, or whose client is gone. nil:
+// the default.
+func WithClassify(f func(*gin.Context) Outcome) Option {
+	return func(g *guard) {
+		if f != nil {
+			g.classify = f
+		}
+	}
+}
 
 // Middleware guards each route with its own circuit: method and FullPath, all that match no route
 // together. An open circuit, or one at MaxConcurrentRequests, answers 503 with Retry-After and
@@ -53,8 +68,9 @@ func WithClassify(f func(*gin.Context) Outcome) Option { return func(g *guard) {
 // Options.Timeout is a deadline on the context of c.Request, which afterwards is the request as it was
 // before. A handler that ran into it is a Timeout, whatever it answered. An answer that is a stream
 // (text/event-stream, or a connection that was upgraded and hijacked) has no meaningful duration: it is
-// judged by its status alone, but the deadline ends its context too, so give such routes a circuit
-// without a Timeout.
+// judged by its status alone, and when it begins if the request has asked for it with Accept or Upgrade, so
+// that a circuit does not have to wait for the end of a probe that may last for hours. It is in flight until
+// then. The deadline ends its context too, so give such routes a circuit without a Timeout.
 func Middleware(c Circuits, opts ...Option) gin.HandlerFunc {
 	g := &guard{circuits: c, key: newRoutes().key, classify: byStatus}
 	for _, o := range opts {
@@ -73,24 +89,14 @@ func (g *guard) serve(c *gin.Context) {
 		return
 	}
 	r := request{guard: g, permit: permit, ctx: c.Request.Context()}
-	r.inner = r.ctx
-	defer r.end(c)
-	if d := permit.Timeout(); d > 0 {
-		ctx, cancel := context.WithTimeoutCause(r.ctx, d, errTimeout)
-		r.inner = ctx
-		defer cancel() // runs before end, which needs only the cause
-		defer lend(c, ctx)()
+	if !asksForStream(c.Request.Header) { // who streams unasked is judged at its end: a watch per request is not free
+		r.run(c)
+		return
 	}
-	if c.GetHeader("Upgrade") == "" {
-		c.Next()
-	} else { // who hijacks without being asked to upgrade is timed: it is rare, and a wrapper per request is not free
-		w := &hijack.Watch{ResponseWriter: c.Writer}
-		c.Writer = w
-		c.Next()
-		c.Writer = w.ResponseWriter
-		r.stream = w.Hijacked
-	}
-	r.returned = true
+	w, watched := c.Writer, r
+	c.Writer = &watch{w, c, &watched}
+	defer func() { c.Writer = w }() // also when a panic passes: what answers it is no part of the stream
+	watched.run(c)
 }
 
 func (g *guard) refuse(c *gin.Context, err error) {
@@ -118,8 +124,41 @@ type request struct {
 	guard      *guard
 	permit     Permit
 	ctx, inner context.Context // as it came, and with the Timeout
-	stream     bool
-	returned   bool // the handlers did: no panic, no Goexit
+	stream     bool            // has begun
+	judged     bool            // when it began
+	returned   bool            // the handlers did: no panic, no Goexit
+}
+
+// run runs the handlers.
+func (r *request) run(c *gin.Context) {
+	r.inner = r.ctx
+	defer r.end(c)
+	if d := r.permit.Timeout(); d > 0 {
+		ctx, cancel := context.WithTimeoutCause(r.ctx, d, errTimeout)
+		r.inner = ctx
+		defer cancel() // runs before end, which needs only the cause
+		defer lend(c, ctx)()
+	}
+	c.Next()
+	r.returned = true
+}
+
+// begun judges an answer that is a stream.
+func (r *request) begun(c *gin.Context, hijacked bool) {
+	if r.stream || !hijacked && !isEventStream(c) {
+		return
+	}
+	r.stream = true
+	b, ok := r.permit.by.(*Breaker)
+	if !ok { // a Finisher is told at the end
+		return
+	}
+	outcome := Neutral
+	if refusal.By(c) == "" && !clientGone(r.ctx) {
+		outcome = r.guard.classify(c)
+	}
+	r.permit.begun(b, outcome)
+	r.judged = true
 }
 
 // end reports the outcome and passes a panic on. It must be deferred itself, for it recovers.
@@ -130,7 +169,7 @@ func (r *request) end(c *gin.Context) {
 	}
 	v := recover() // nil: runtime.Goexit
 	outcome := Failure
-	if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) && clientGone(r.ctx) {
+	if isAbort(v) && clientGone(r.ctx) {
 		outcome = Neutral
 	}
 	defer r.permit.Done(outcome)
@@ -139,21 +178,80 @@ func (r *request) end(c *gin.Context) {
 	}
 }
 
+// isAbort survives an error whose own Is or Unwrap panics, such as a nil *net.OpError.
+func isAbort(v any) (is bool) {
+	defer func() { _ = recover() }()
+	err, ok := v.(error)
+	return ok && errors.Is(err, http.ErrAbortHandler)
+}
+
 func (r *request) report(c *gin.Context) {
-	stream := r.stream || strings.HasPrefix(c.Writer.Header().Get("Content-Type"), "text/event-stream")
+	outcome, stream := Failure, r.stream || isEventStream(c)
+	defer func() { // also when the hook that classifies panics
+		if stream {
+			r.permit.untimed(outcome)
+		} else {
+			r.permit.Done(outcome)
+		}
+	}()
 	switch {
-	case refusal.By(c) != "":
-		r.permit.Done(Neutral)
+	case r.judged, refusal.By(c) != "":
+		outcome = Neutral
 	case !stream && timedOut(r.ctx, r.inner):
-		r.permit.Done(Timeout)
+		outcome = Timeout
 	case clientGone(r.ctx):
-		r.permit.Done(Neutral)
-	case stream:
-		r.permit.untimed(r.guard.classify(c))
+		outcome = Neutral
 	default:
-		r.permit.Done(r.guard.classify(c))
+		outcome = r.guard.classify(c)
 	}
 }
+
+func asksForStream(h http.Header) bool {
+	accepts := func(v string) bool { return strings.Contains(v, eventStream) }
+	return h["Upgrade"] != nil || slices.ContainsFunc(h["Accept"], accepts)
+}
+
+func isEventStream(c *gin.Context) bool {
+	return strings.HasPrefix(c.Writer.Header().Get("Content-Type"), eventStream)
+}
+
+// A watch sees an answer begin.
+type watch struct {
+	gin.ResponseWriter
+	c *gin.Context
+	r *request
+}
+
+func (w *watch) Write(b []byte) (int, error) {
+	w.r.begun(w.c, false)
+	return w.ResponseWriter.Write(b)
+}
+
+func (w *watch) WriteString(s string) (int, error) {
+	w.r.begun(w.c, false)
+	return w.ResponseWriter.WriteString(s)
+}
+
+func (w *watch) WriteHeaderNow() {
+	w.r.begun(w.c, false)
+	w.ResponseWriter.WriteHeaderNow()
+}
+
+func (w *watch) Flush() {
+	w.r.begun(w.c, false)
+	w.ResponseWriter.Flush()
+}
+
+func (w *watch) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := w.ResponseWriter.Hijack()
+	if err == nil {
+		w.r.begun(w.c, true)
+	}
+	return conn, rw, err
+}
+
+// Unwrap is for http.ResponseController.
+func (w *watch) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func clientGone(ctx context.Context) bool { return errors.Is(ctx.Err(), context.Canceled) }
 

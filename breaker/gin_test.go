@@ -159,6 +159,17 @@ func TestOtherKeysAndClassification(t *testing.T) {
 	wantCounts(t, g.Get("ann"), 1, 1, 0)
 }
 
+func TestOptionsThatAreNilAreTheDefaults(t *testing.T) {
+	g := NewGroup(Options{RequestVolumeThreshold: 1})
+	r := guarded(g, func(c *gin.Context) { c.Status(http.StatusBadGateway) }, WithKey(nil), WithClassify(nil), WithFallback(nil))
+	for _, want := range []int{http.StatusBadGateway, http.StatusServiceUnavailable} {
+		if w := get(t.Context(), r, "/x/1"); w.Code != want {
+			t.Errorf("status %d, want %d", w.Code, want)
+		}
+	}
+	wantCounts(t, g.Get("GET /x/:id"), 1, 1, 0)
+}
+
 func TestAPanicOfTheHandlerIsAFailureAndPassedOn(t *testing.T) {
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -170,6 +181,7 @@ func TestAPanicOfTheHandlerIsAFailureAndPassedOn(t *testing.T) {
 	}{
 		{"panic", t.Context(), "boom", 1, 1},
 		{"panic with the client gone", gone, "boom", 1, 1},
+		{"an error whose Unwrap panics", t.Context(), (*net.OpError)(nil), 1, 1},
 		{"abort", t.Context(), http.ErrAbortHandler, 1, 1},
 		{"abort with the client gone", gone, http.ErrAbortHandler, 0, 0},
 	} {
@@ -186,6 +198,27 @@ func TestAPanicOfTheHandlerIsAFailureAndPassedOn(t *testing.T) {
 			}()
 			wantCounts(t, g.Get("GET /x/:id"), tt.total, tt.errs, 0)
 		})
+	}
+}
+
+func TestAPanicOfTheClassificationIsAFailureOfTheCall(t *testing.T) {
+	for _, kind := range []string{"text/plain", "text/event-stream"} {
+		g := NewGroup(Options{})
+		r := guarded(g, func(c *gin.Context) { c.Data(http.StatusOK, kind, []byte("x")) },
+			WithClassify(func(*gin.Context) Outcome { panic("hook") }))
+		for _, accept := range []string{"*/*", "text/event-stream"} {
+			func() {
+				defer func() {
+					if v := recover(); v != "hook" {
+						t.Errorf("recovered %v, want the hook's panic", v)
+					}
+				}()
+				req := httptest.NewRequest(http.MethodGet, "/x/1", nil)
+				req.Header.Set("Accept", accept)
+				r.ServeHTTP(httptest.NewRecorder(), req)
+			}()
+		}
+		wantCounts(t, g.Get("GET /x/:id"), 2, 2, 0)
 	}
 }
 
@@ -225,6 +258,19 @@ func TestTheTimeoutIsADeadlineOnTheRequestsContext(t *testing.T) {
 	})
 }
 
+func TestAHandlerThatRanIntoTheTimeoutIsATimeoutWhateverItAnswered(t *testing.T) {
+	for _, status := range []int{200, 404, 429, 499, 500} {
+		synctest.Test(t, func(t *testing.T) {
+			g := NewGroup(Options{Timeout: time.Second})
+			get(t.Context(), guarded(g, func(c *gin.Context) {
+				time.Sleep(time.Second + 1)
+				c.Status(status)
+			}, WithClassify(func(*gin.Context) Outcome { return Neutral })), "/x/1")
+			wantCounts(t, g.Get("GET /x/:id"), 1, 1, 1)
+		})
+	}
+}
+
 func TestTheOuterRequestKeepsTheFormThatAHandlerParsed(t *testing.T) {
 	g := NewGroup(Options{Timeout: time.Minute})
 	req := httptest.NewRequest(http.MethodGet, "/x/1?a=b", nil)
@@ -248,24 +294,120 @@ func TestAStreamIsNotTimed(t *testing.T) {
 	})
 }
 
+// TestAStreamThatWasAskedForIsJudgedWhenItBegins has a circuit that has opened, on a route of streams that last
+// for an hour: its probe must not have to end before the next stream is admitted.
+func TestAStreamThatWasAskedForIsJudgedWhenItBegins(t *testing.T) {
+	for _, how := range []string{"write", "write string", "header", "flush", "hijack"} {
+		t.Run(how, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { streams(t, how) }) })
+	}
+}
+
+func TestWhatAnswersAPanicIsNotTheStreamThatWasToBegin(t *testing.T) {
+	g := NewGroup(Options{})
+	r := gin.New()
+	r.Use(gin.CustomRecoveryWithWriter(io.Discard, func(c *gin.Context, _ any) { c.AbortWithStatus(http.StatusInternalServerError) }), Middleware(g))
+	r.GET("/x/:id", func(c *gin.Context) {
+		c.Header("Content-Type", "text/event-stream")
+		panic("before it began")
+	})
+	req := httptest.NewRequest(http.MethodGet, "/x/1", nil)
+	req.Header.Set("Accept", "text/event-stream")
+	r.ServeHTTP(httptest.NewRecorder(), req)
+	wantCounts(t, g.Get("GET /x/:id"), 1, 1, 0)
+}
+
+func streams(t *testing.T, how string) {
+	t.Helper()
+	g := NewGroup(Options{MaxConcurrentRequests: 100})
+	b := g.Get("GET /x/:id")
+	status, judged := http.StatusInternalServerError, 0
+	r := guarded(g, func(c *gin.Context) {
+		c.Header("Content-Type", "text/event-stream")
+		if c.Status(status); status != http.StatusOK {
+			return
+		}
+		switch how {
+		case "write":
+			_, _ = c.Writer.Write([]byte("data: 1\n\n"))
+		case "write string":
+			_, _ = c.Writer.WriteString("data: 1\n\n")
+		case "header":
+			c.Writer.WriteHeaderNow()
+		case "flush":
+			_ = http.NewResponseController(c.Writer).Flush()
+		case "hijack":
+			if _, _, err := c.Writer.Hijack(); err != nil {
+				t.Error(err)
+			}
+		}
+		if time.Sleep(time.Hour); how != "hijack" {
+			panic("too late to matter")
+		}
+	}, WithClassify(func(c *gin.Context) Outcome {
+		judged++
+		return byStatus(c)
+	}))
+	ask := func() {
+		defer func() { _ = recover() }()
+		req := httptest.NewRequest(http.MethodGet, "/x/1", nil)
+		req.Header.Set("Accept", "text/html, text/event-stream")
+		if how == "hijack" {
+			req.Header = http.Header{"Upgrade": {"websocket"}}
+		}
+		r.ServeHTTP(&hijackable{ResponseRecorder: httptest.NewRecorder()}, req)
+	}
+	for range 20 {
+		ask()
+	}
+	wantState(t, b, Open)
+	status = http.StatusOK
+	time.Sleep(5*time.Second + 1)
+	for range 3 {
+		go ask()
+		synctest.Wait()
+		wantState(t, b, Closed)
+	}
+	if s := b.Snapshot(); s.InFlight != 3 || s.Total != 2 || s.Errors != 0 {
+		t.Errorf("InFlight, Total, Errors = %d, %d, %d; want 3, 2, 0", s.InFlight, s.Total, s.Errors)
+	}
+	time.Sleep(time.Hour)
+	synctest.Wait()
+	wantCounts(t, b, 0, 0, 0)
+	if judged != 23 {
+		t.Errorf("%d answers were judged, want each of 23 once", judged)
+	}
+}
+
 func TestAHijackedConnectionIsNotTimed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := NewGroup(Options{SlowCall: time.Second, Timeout: time.Minute})
+		g := NewGroup(Options{SlowCall: time.Second, Timeout: 2 * time.Second})
 		client, server := net.Pipe()
 		req := httptest.NewRequest(http.MethodGet, "/x/1", nil)
 		req.Header.Set("Upgrade", "websocket")
-		guarded(g, func(c *gin.Context) {
+		r := gin.New()
+		r.Use(func(c *gin.Context) {
+			w := c.Writer
+			c.Next()
+			if c.Writer != w {
+				t.Error("the outer middleware does not find its writer again")
+			}
+		}, Middleware(g))
+		r.GET("/x/:id", func(c *gin.Context) {
 			conn, _, err := http.NewResponseController(c.Writer).Hijack()
 			if err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Hour)
+			time.Sleep(3 * time.Second)
 			conn.Close()
-		}).ServeHTTP(&hijackable{ResponseRecorder: httptest.NewRecorder(), conn: server}, req)
+		})
+		r.ServeHTTP(&hijackable{ResponseRecorder: httptest.NewRecorder(), conn: server}, req)
 		if _, err := client.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Errorf("Read = %v, want EOF", err)
 		}
 		wantCounts(t, g.Get("GET /x/:id"), 1, 0, 0)
+		if s := g.Get("GET /x/:id").Snapshot(); s.Slow != 0 {
+			t.Errorf("Slow = %d, want 0", s.Slow)
+		}
 	})
 }
 
@@ -284,6 +426,9 @@ func TestTooManyAtOnceAnswer503(t *testing.T) {
 	get(t.Context(), r, "/x/1")
 	if inner.Code != http.StatusServiceUnavailable || inner.Header().Get("Retry-After") != "1" {
 		t.Errorf("answer = %d, Retry-After %q; want 503, 1", inner.Code, inner.Header().Get("Retry-After"))
+	}
+	if !strings.Contains(inner.Body.String(), "Too many requests at once") {
+		t.Errorf("answer = %s, want the reason", inner.Body)
 	}
 }
 

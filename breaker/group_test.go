@@ -74,6 +74,19 @@ func TestWhatIsNotIdleStays(t *testing.T) {
 	})
 }
 
+func TestWhoAddsANameThatIsThereByNowGetsItsBreaker(t *testing.T) {
+	g := NewGroup(Options{})
+	first := g.Get("a")
+	for i := range g.chains { // as one that has looked before the other added it
+		if chain := &g.chains[i]; chain.Load() != nil && g.add(chain, "a", now()) != first {
+			t.Error("a second breaker of one name")
+		}
+	}
+	if n := len(g.Snapshots()); n != 1 {
+		t.Errorf("%d circuits, want 1", n)
+	}
+}
+
 func TestLongNamesShareACircuit(t *testing.T) {
 	g := NewGroup(Options{})
 	if g.Get(strings.Repeat("x", maxNameLen+1)) != g.overflow || g.Get(strings.Repeat("x", maxNameLen)) == g.overflow {

@@ -3,6 +3,7 @@ package breaker
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -80,6 +81,24 @@ func TestSlowCallsOpenTheCircuit(t *testing.T) {
 	})
 }
 
+func TestFewerSlowCallsThanTheirPercentageOpenNothing(t *testing.T) {
+	for percent, most := range map[int]int{0: 9, 90: 17} { // of 20, at the default of 50 too
+		synctest.Test(t, func(t *testing.T) {
+			b := New("x", Options{SlowCall: time.Millisecond, SlowPercentThreshold: percent})
+			calls(b, 20-most, Success)
+			for range most {
+				p := allow(t, b)
+				time.Sleep(2 * time.Millisecond)
+				p.Done(Success)
+			}
+			wantState(t, b, Closed)
+			if s := b.Snapshot(); s.Slow != uint64(most) || s.Total != 20 {
+				t.Errorf("Slow, Total = %d, %d; want %d, 20", s.Slow, s.Total, most)
+			}
+		})
+	}
+}
+
 func TestACallThatOverranItsTimeoutIsATimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := New("x", Options{Timeout: time.Second})
@@ -90,6 +109,33 @@ func TestACallThatOverranItsTimeoutIsATimeout(t *testing.T) {
 		}
 		if s := b.Snapshot(); s.Timeouts != 2 || s.Errors != 2 || s.Total != 2 {
 			t.Errorf("Timeouts, Errors, Total = %d, %d, %d; want 2, 2, 2", s.Timeouts, s.Errors, s.Total)
+		}
+	})
+}
+
+func TestAbsurdOptionsMeanWhatTheySay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, percent := range []int{101, 1 << 62, math.MaxInt} {
+			b := New("x", Options{ErrorPercentThreshold: percent, SlowPercentThreshold: percent})
+			calls(b, 100, Failure)
+			wantState(t, b, Closed)
+		}
+		b := opened(Options{
+			Window: math.MaxInt64, Buckets: math.MaxInt, SleepWindow: math.MaxInt64, MaxSleepWindow: math.MaxInt64,
+			Probes: math.MaxInt, Timeout: math.MaxInt64, SlowCall: math.MaxInt64,
+		})
+		wantState(t, b, Open)
+		time.Sleep(50 * 365 * 24 * time.Hour)
+		var open *OpenError
+		if _, err := b.Allow(); !errors.As(err, &open) || open.RetryAfter < 100*365*24*time.Hour {
+			t.Errorf("Allow after 50 years = %v, want an OpenError", err)
+		}
+		b = opened(Options{ProbeLease: math.MaxInt64, Window: 1})
+		time.Sleep(5*time.Second + 1)
+		p := allow(t, b)
+		time.Sleep(50 * 365 * 24 * time.Hour)
+		if call(b, Success) || !p.Done(Success) {
+			t.Error("the lease of the probe has ended")
 		}
 	})
 }
@@ -198,6 +244,112 @@ func TestAHookThatPanicsCorruptsNothing(t *testing.T) {
 		}
 		if s := b.Snapshot(); s.State != HalfOpen {
 			t.Errorf("State = %v, want half-open", s.State)
+		}
+	})
+}
+
+func TestAHookThatPanicsInAllowKeepsNoPlaceOfTheProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := 0
+		b := New("x", Options{MaxConcurrentRequests: 1, OnChange: func(c Change) {
+			if told++; c.To == HalfOpen {
+				panic("hook")
+			}
+		}})
+		calls(b, 20, Failure)
+		time.Sleep(5*time.Second + 1)
+		func() {
+			defer func() {
+				if v := recover(); v != "hook" {
+					t.Errorf("recovered %v, want the hook's panic", v)
+				}
+			}()
+			_, _ = b.Allow()
+		}()
+		if s := b.Snapshot(); s.State != HalfOpen || s.InFlight != 0 {
+			t.Errorf("%v with %d in flight, want half-open with 0", s.State, s.InFlight)
+		}
+		if !call(b, Success) {
+			t.Error("the next call is refused, want it to probe")
+		}
+		wantState(t, b, Closed)
+		if told != 3 {
+			t.Errorf("told %d times, want 3", told)
+		}
+	})
+}
+
+func TestTheConcurrencyLimitHoldsForProbesAndUnderForceClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := New("x", Options{MaxConcurrentRequests: 2, Probes: 5})
+		refused := func(when string) {
+			t.Helper()
+			if _, err := b.Allow(); !errors.Is(err, ErrMaxConcurrency) {
+				t.Errorf("%s: Allow of the third = %v, want ErrMaxConcurrency", when, err)
+			}
+			if n := b.Snapshot().InFlight; n != 2 {
+				t.Errorf("%s: %d in flight, want 2", when, n)
+			}
+		}
+		calls(b, 20, Failure)
+		time.Sleep(5*time.Second + 1)
+		one, two := allow(t, b), allow(t, b)
+		refused("half-open")
+		one.Done(Failure)
+		two.Done(Failure)
+		b.ForceClosed()
+		one, two = allow(t, b), allow(t, b)
+		refused("forced")
+		one.Done(Success)
+		two.Done(Success)
+		wantCounts(t, b, 25, 23, 0) // with two refusals, without the probe that another decided for
+	})
+}
+
+// TestAProbeSlotThatWasTakenMeanwhileRefusesTheCall is what happens to one of two that saw the gate open.
+func TestAProbeSlotThatWasTakenMeanwhileRefusesTheCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := opened(Options{})
+		time.Sleep(5*time.Second + 1)
+		probe := allow(t, b)
+		b.gate.Store(anyTime) // as the second has read it before
+		if call(b, Success) {
+			t.Error("a second probe was admitted")
+		}
+		if n := b.Snapshot().InFlight; n != 1 {
+			t.Errorf("%d in flight, want the probe", n)
+		}
+		probe.Done(Failure)
+		if _, ok := b.probe(now()); ok || b.State() != Open { // as the second asks when the first has failed
+			t.Errorf("a probe within the sleep window: %v, %v", ok, b.State())
+		}
+	})
+}
+
+func TestAChangeWaitsForTheHookThatIsToldTheOneBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var seen []string
+		release := make(chan struct{})
+		b := New("x", Options{OnChange: func(c Change) {
+			if c.To == Open {
+				<-release
+			}
+			seen = append(seen, c.From.String()+">"+c.To.String())
+		}})
+		go calls(b, 20, Failure)
+		synctest.Wait()
+		b.ForceClosed() // which waits for nobody
+		b.ForceOpen()
+		b.Auto()
+		b.ForceClosed()
+		if len(seen) != 0 {
+			t.Errorf("told %v while the first change was being told", seen)
+		}
+		close(release)
+		synctest.Wait()
+		want := []string{"closed>open", "open>closed", "closed>open", "open>closed"}
+		if !slices.Equal(seen, want) {
+			t.Errorf("told %v, want %v", seen, want)
 		}
 	})
 }

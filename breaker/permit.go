@@ -52,3 +52,9 @@ func (p Permit) untimed(o Outcome) bool {
 	}
 	return p.Done(o)
 }
+
+// begun is untimed for a call that goes on: it is in flight until Done, which decides nothing more.
+func (p *Permit) begun(b *Breaker, o Outcome) {
+	b.settle(*p, o, now(), 0)
+	p.token = settled
+}

@@ -42,7 +42,7 @@ func (b *Breaker) sleep() time.Duration {
 }
 
 // probe asks to probe a circuit that is not closed: from Open it becomes half-open when its time has
-// come, and half-open it has Probes slots, less those that have succeeded.
+// come, and half-open it has Probes slots, less those that have succeeded. The caller is in flight already.
 func (b *Breaker) probe(t int64) (token uint64, ok bool) {
 	b.mu.Lock()
 	switch word := b.word.Load(); State(word & stateMask) {
@@ -64,7 +64,18 @@ func (b *Breaker) probe(t int64) (token uint64, ok bool) {
 		token = b.lastID<<tokenShift | uint64(HalfOpen)
 	}
 	b.setGate()
+	told := false
+	defer func() {
+		if told {
+			return
+		}
+		b.inflight.Add(-1) // OnChange has panicked, and nobody gets the Permit
+		if ok {
+			b.doneProbe(token>>tokenShift, Neutral, false, t)
+		}
+	}()
 	b.unlockAndTell()
+	told = true
 	return token, ok
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 )
@@ -12,8 +13,8 @@ import (
 // fail, a request whose own context was cancelled and 429 are Neutral, the rest succeed. Options.Timeout
 // covers the body; it ends at the body's Close. A call ends with its body, by its end, an error or
 // Close, so a body that breaks off fails too; but SlowCall looks at the time until the headers. Nobody may
-// leave a body open: it would count as a call in flight. A body of 101 Switching Protocols stays an
-// io.Writer and is a Success at once.
+// leave a body open: it would count as a call in flight. An answer that is a stream, text/event-stream or 101
+// Switching Protocols, is a Success at once; the body of the latter stays an io.Writer.
 //
 // A refusal is the error of [Breaker.Allow] and sends nothing.
 func Transport(b *Breaker, next http.RoundTripper) http.RoundTripper {
@@ -22,6 +23,8 @@ func Transport(b *Breaker, next http.RoundTripper) http.RoundTripper {
 	}
 	return &transport{b: b, next: next}
 }
+
+const eventStream = "text/event-stream"
 
 type transport struct {
 	b    *Breaker
@@ -50,20 +53,20 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	returned := false
 	defer func() {
-		if !returned { // a panic or Goexit, passed on
+		if !returned { // a panic or Goexit, passed on, or an answer that is none
 			c.end(Failure)
 			c.cancel()
 		}
 	}()
 	res, err := t.next.RoundTrip(req)
-	returned = true
 	if err != nil {
 		c.end(outcomeOf(c.ctx, c.inner, err))
 		c.cancel()
-		return res, err
+	} else {
+		c.guard(res)
 	}
-	c.guard(res)
-	return res, nil
+	returned = true
+	return res, err
 }
 
 // An exchange is one request on its way, until its body ends.
@@ -89,7 +92,8 @@ func (c *exchange) guard(res *http.Response) {
 		c.end(Failure)
 	case res.StatusCode == http.StatusTooManyRequests:
 		c.end(Neutral)
-	case res.StatusCode == http.StatusSwitchingProtocols:
+	case res.StatusCode == http.StatusSwitchingProtocols,
+		strings.HasPrefix(res.Header.Get("Content-Type"), eventStream):
 		c.end(Success)
 	}
 	switch {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -161,6 +162,26 @@ func TestSlowCallLooksAtTheHeadersNotTheBody(t *testing.T) {
 	})
 }
 
+func TestAStreamIsASuccessWhenItBegins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := opened(Options{})
+		rt := Transport(b, memnet.Serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		})))
+		time.Sleep(5*time.Second + 1)
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://up.test/", nil)
+		res, err := rt.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantState(t, b, Closed)
+		res.Body.Close()
+		wantCounts(t, b, 0, 0, 0)
+	})
+}
+
 func TestAnUpgradedBodyIsStillAWriter(t *testing.T) {
 	b := New("up", Options{Timeout: time.Minute})
 	pipe := struct {
@@ -189,14 +210,24 @@ func TestAnUpgradedBodyIsStillAWriter(t *testing.T) {
 }
 
 func TestAPanicOfTheTransportIsAFailure(t *testing.T) {
-	b := New("up", Options{})
-	defer func() {
-		if recover() == nil {
-			t.Error("the panic was not passed on")
-		}
-		wantCounts(t, b, 1, 1, 0)
-	}()
-	_, _ = fetch(t.Context(), Transport(b, roundTripper(func(*http.Request) (*http.Response, error) { panic("boom") })))
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, next := range map[string]roundTripper{
+		"panic":                        func(*http.Request) (*http.Response, error) { panic("boom") },
+		"no answer and no error":       func(*http.Request) (*http.Response, error) { return nil, nil },
+		"an error whose Unwrap panics": func(*http.Request) (*http.Response, error) { return nil, (*net.OpError)(nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := New("up", Options{})
+			defer func() {
+				if recover() == nil {
+					t.Error("the panic was not passed on")
+				}
+				wantCounts(t, b, 1, 1, 0)
+			}()
+			_, _ = fetch(gone, Transport(b, next))
+		})
+	}
 }
 
 func TestCloseIdleConnectionsReachesTheGuardedTransport(t *testing.T) {

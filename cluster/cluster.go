@@ -56,7 +56,8 @@ type Options struct {
 	// Floor is the lowest admission, at most 1. Zero, less, or NaN: 0.1.
 	Floor float64
 	// OnChange, if not nil, is called after each change of the admission but that by Close, with no lock
-	// held, on the goroutine of the Cluster, whose next exchange waits for it.
+	// held, on the goroutine of the Cluster, whose next exchange waits for it. Nobody
+	// recovers its panic.
 	OnChange func(admission float64)
 }
 

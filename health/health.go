@@ -47,7 +47,7 @@ type Options struct {
 	Grace time.Duration
 	// OnChange, if not nil, is called when the status of a check changes and with its first result, with what
 	// the check returned: this is the place to log it. It is called with no lock held, and by one goroutine
-	// per check.
+	// per check, for which Close waits: it must not call Close.
 	OnChange func(check string, s Status, err error)
 }
 

@@ -180,6 +180,47 @@ func TestHysteresis(t *testing.T) {
 	})
 }
 
+func TestFailAfterSaysHowManyFailuresInARow(t *testing.T) {
+	for n, want := range map[int]int{1: 1, 5: 5, 0: 3, -1: 3} {
+		bubble(t, Options{}, func(h *Health) {
+			runs := 0
+			h.Add("db", func(context.Context) error {
+				if runs++; runs > 1 {
+					return errSecret
+				}
+				return nil
+			}, Every(time.Second), FailAfter(n))
+			for synctest.Wait(); h.Ready(); synctest.Wait() {
+				time.Sleep(time.Second)
+			}
+			if runs-1 != want {
+				t.Errorf("FailAfter(%d): not ready after %d failures, want %d", n, runs-1, want)
+			}
+		})
+	}
+}
+
+func TestTimesOfZeroOrLessAreTheDefaults(t *testing.T) {
+	for _, d := range []time.Duration{0, -1} {
+		bubble(t, Options{}, func(h *Health) {
+			var starts []time.Duration
+			var limit time.Duration
+			begin := time.Now()
+			h.Add("db", func(ctx context.Context) error {
+				starts = append(starts, time.Since(begin))
+				at, _ := ctx.Deadline()
+				limit = time.Until(at)
+				return nil
+			}, Every(d), Timeout(d))
+			time.Sleep(15 * time.Second)
+			synctest.Wait()
+			if limit != 2*time.Second || len(starts) != 2 || starts[1] != 10*time.Second {
+				t.Errorf("runs at %v of at most %v, want at 0 and 10s of 2s", starts, limit)
+			}
+		})
+	}
+}
+
 func TestTimeoutFailsTheRun(t *testing.T) {
 	var got error
 	bubble(t, Options{OnChange: func(_ string, _ Status, err error) { got = err }}, func(h *Health) {
@@ -276,7 +317,11 @@ func TestSecondCheckOfANameTakesThePlaceOfTheFirst(t *testing.T) {
 
 func TestCloseEndsEverything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // which fails if a goroutine is left
-		h := New(Options{})
+		h := New(Options{OnChange: func(check string, s Status, err error) {
+			if check != "cache" {
+				t.Errorf("OnChange is told that %s is %s, %v, which Close has ended", check, s, err)
+			}
+		}})
 		h.Add("db", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 		h.Add("cache", func(context.Context) error { return nil })
 		synctest.Wait()

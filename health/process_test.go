@@ -114,27 +114,55 @@ func (p *process) get(path string) error {
 
 // TestDrainUnderLoadLosesNothing sends 1000 requests a second, open loop, to a process that gets SIGTERM. The
 // client follows readiness as a load balancer does: it asks every 100 ms, and sends nothing more after the third
-// no in a row.
+// no in a row. Where that takes it most of the DrainDelay, as on a machine that has other things to do, the delay
+// was too short for this balancer, and it begins again with a longer one.
 func TestDrainUnderLoadLosesNothing(t *testing.T) {
-	p := startChild(t, 2*time.Second)
+	for _, delay := range []time.Duration{2 * time.Second, 6 * time.Second, 20 * time.Second} {
+		d := drainUnderLoad(t, delay)
+		t.Logf("DrainDelay %v: %d requests, %d after SIGTERM, of which the client heard %v later", delay, d.sent.Load(), d.afterSignal.Load(), d.heard)
+		if d.heard > delay/2 && delay < 20*time.Second {
+			continue
+		}
+		if d.lost.Load() != 0 || d.sent.Load() < 500 || d.afterSignal.Load() < 100 {
+			t.Errorf("%d of %d requests lost, %d of them sent after SIGTERM", d.lost.Load(), d.sent.Load(), d.afterSignal.Load())
+		}
+		for path, err := range d.held {
+			if err != nil {
+				t.Errorf("%s, in flight at SIGTERM: %v", path, err)
+			}
+		}
+		return
+	}
+}
+
+// A drained is what came of a drain under load.
+type drained struct {
+	sent, lost, afterSignal atomic.Int64
+	heard                   time.Duration    // from SIGTERM until the client followed
+	held                    map[string]error // of requests in flight at SIGTERM
+}
+
+func drainUnderLoad(t *testing.T, delay time.Duration) *drained {
+	t.Helper()
+	p := startChild(t, delay)
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 200}}
 	defer client.CloseIdleConnections()
 
-	var sent, lost, afterSignal, noes atomic.Int64
+	d := &drained{held: map[string]error{}}
+	var noes atomic.Int64
 	var signaled, gone atomic.Bool
 	var wg sync.WaitGroup
 	one := func() {
-		sent.Add(1)
+		d.sent.Add(1)
 		if signaled.Load() {
-			afterSignal.Add(1)
+			d.afterSignal.Add(1)
 		}
 		resp, err := client.Post(p.url+"/work", "text/plain", strings.NewReader("x"))
 		if err == nil {
 			_, err = io.Copy(io.Discard, resp.Body)
 			resp.Body.Close()
 		}
-		if err != nil || resp.StatusCode != http.StatusOK {
-			lost.Add(1)
+		if (err != nil || resp.StatusCode != http.StatusOK) && d.lost.Add(1) < 10 {
 			t.Logf("lost: %v", err)
 		}
 	}
@@ -144,7 +172,8 @@ func TestDrainUnderLoadLosesNothing(t *testing.T) {
 	tick, probe := time.NewTicker(time.Millisecond), time.NewTicker(100*time.Millisecond)
 	defer tick.Stop()
 	defer probe.Stop()
-	for begin, due := time.Now(), int64(0); !gone.Load(); {
+	var at time.Time // of SIGTERM
+	for begin, due := time.Now(), int64(0); !gone.Load() || d.afterSignal.Load() < 100; {
 		select {
 		case <-tick.C:
 			for ; due < time.Since(begin).Milliseconds(); due++ { // what a late tick owes
@@ -155,29 +184,26 @@ func TestDrainUnderLoadLosesNothing(t *testing.T) {
 				go func() { result <- p.get(path) }()
 			}
 		case <-term:
+			at = time.Now()
 			_ = p.cmd.Process.Signal(syscall.SIGTERM)
 			signaled.Store(true)
 		case <-probe.C:
 			wg.Go(func() {
 				if p.get("/readyz") == nil {
 					noes.Store(0)
-				} else if noes.Add(1) == 3 {
+				} else if signaled.Load() && noes.Add(1) == 3 {
 					gone.Store(true)
 				}
 			})
 		}
 	}
+	d.heard = time.Since(at)
 	wg.Wait()
-	if lost.Load() != 0 || sent.Load() < 500 || afterSignal.Load() < 100 {
-		t.Errorf("%d of %d requests lost, %d of them sent after SIGTERM", lost.Load(), sent.Load(), afterSignal.Load())
-	}
 	for path, result := range held {
-		if err := <-result; err != nil {
-			t.Errorf("%s, in flight at SIGTERM: %v", path, err)
-		}
+		d.held[path] = <-result
 	}
 	p.wantExit(t, 0)
-	t.Logf("%d requests, %d after SIGTERM", sent.Load(), afterSignal.Load())
+	return d
 }
 
 func TestSecondSIGTERMEndsTheProcess(t *testing.T) {

@@ -2,10 +2,12 @@ package health
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"syscall"
@@ -27,6 +29,7 @@ type rig struct {
 	end     context.CancelFunc
 	over    chan error
 	start   time.Time // of the drain
+	ended   time.Time // when serve returned, once over says so
 }
 
 func startRig(t *testing.T, o Options, routes func(r *gin.Engine, h *Health)) *rig {
@@ -42,7 +45,12 @@ func startRig(t *testing.T, o Options, routes func(r *gin.Engine, h *Health)) *r
 	l, tr := memnet.Listen()
 	ctx, cancel := context.WithCancel(context.Background())
 	g := &rig{t: t, h: h, client: &http.Client{Transport: tr}, signals: make(chan os.Signal, 4), end: cancel, over: make(chan error, 1)}
-	go func() { g.over <- h.serve(ctx, &http.Server{Handler: r}, l, h.starts, g.signals); h.Close() }()
+	go func() {
+		err := h.serve(ctx, &http.Server{Handler: r}, l, h.starts, g.signals)
+		g.ended = time.Now()
+		g.over <- err
+		h.Close()
+	}()
 	t.Cleanup(func() { cancel(); tr.CloseIdleConnections() })
 	synctest.Wait()
 	return g
@@ -68,7 +76,7 @@ func (g *rig) wantEnd(err error, after time.Duration) {
 		g.t.Errorf("Serve = %v, want %v", got, err)
 	}
 	// Shutdown looks for idle connections again and again, at most half a second apart.
-	if took := time.Since(g.start); took < after || took > after+600*time.Millisecond {
+	if took := g.ended.Sub(g.start); took < after || took > after+600*time.Millisecond {
 		g.t.Errorf("Serve ended %v after the signal, want %v", took, after)
 	}
 	g.client.CloseIdleConnections()
@@ -228,6 +236,60 @@ func TestSignalThatEndsTheContextTooIsTheFirst(t *testing.T) {
 	})
 }
 
+func TestTwoSignalsAfterTheEndOfTheContextEndAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := startRig(t, Options{}, nil)
+		g.start = time.Now()
+		g.end()
+		for range 2 {
+			synctest.Wait()
+			g.signals <- syscall.SIGTERM
+		}
+		g.wantEnd(ErrForced, 0)
+	})
+}
+
+func TestServeSpeaksTLSAndHTTP2(t *testing.T) {
+	s := httptest.NewUnstartedServer(nil)
+	s.StartTLS() // for its certificate
+	defer s.Close()
+	cert := s.TLS.Certificates[0]
+	for name, config := range map[string]*tls.Config{
+		"Certificates":       {Certificates: []tls.Certificate{cert}},
+		"GetCertificate":     {GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }},
+		"GetConfigForClient": {GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.TLS, nil }},
+	} {
+		h := New(Options{DrainDelay: -1})
+		r := gin.New()
+		Register(h, r)
+		addr, over := make(chan string, 1), make(chan error, 1)
+		ctx, end := context.WithCancel(t.Context())
+		go func() {
+			over <- h.Serve(ctx, &http.Server{
+				Addr: "127.0.0.1:0", Handler: r, TLSConfig: config,
+				BaseContext: func(l net.Listener) context.Context {
+					addr <- l.Addr().String()
+					return context.Background()
+				},
+			})
+		}()
+		client := s.Client()
+		client.Transport.(*http.Transport).ForceAttemptHTTP2 = true
+		resp, err := client.Get("https://" + <-addr + "/livez")
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		resp.Body.Close()
+		if want := map[bool]int{true: 1, false: 2}[config.GetConfigForClient != nil]; resp.StatusCode != http.StatusOK || resp.ProtoMajor != want {
+			t.Errorf("%s: %d over HTTP/%d, want 200 over HTTP/%d", name, resp.StatusCode, resp.ProtoMajor, want)
+		}
+		end()
+		if err := <-over; err != nil {
+			t.Errorf("%s: Serve = %v", name, err)
+		}
+	}
+}
+
 func TestStopsRunFirstAndInReverse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var order []string
@@ -247,7 +309,11 @@ func TestStopsRunFirstAndInReverse(t *testing.T) {
 		errStop := errors.New("consul is away")
 		add("a", nil)
 		add("b", errStop)
-		h.OnServe(func(context.Context) (func(context.Context) error, error) { return nil, nil })
+		var life context.Context
+		h.OnServe(func(ctx context.Context) (func(context.Context) error, error) {
+			life = ctx
+			return nil, nil
+		})
 		l, _ := memnet.Listen()
 		signals := make(chan os.Signal, 1)
 		over := make(chan error, 1)
@@ -258,8 +324,14 @@ func TestStopsRunFirstAndInReverse(t *testing.T) {
 		if got := strings.Join(order, ", "); got != "start a, start b, stop b, stop a" {
 			t.Errorf("order = %s", got)
 		}
+		if life.Err() != nil {
+			t.Error("the context of a start that has ended is over before Serve")
+		}
 		if err := <-over; !errors.Is(err, errStop) {
 			t.Errorf("Serve = %v, want the error of the stop", err)
+		}
+		if life.Err() == nil {
+			t.Error("the context of the starts lasts longer than Serve")
 		}
 		h.Close()
 	})
@@ -334,6 +406,9 @@ func TestAddressInUseIsAClearError(t *testing.T) {
 	err = h.Serve(t.Context(), &http.Server{Addr: l.Addr().String()})
 	if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), l.Addr().String()) {
 		t.Errorf("Serve = %v, want address in use with the address", err)
+	}
+	if h.Ready() {
+		t.Error("ready, want it closed by Serve")
 	}
 	if err := h.Serve(t.Context(), &http.Server{}); err == nil {
 		t.Error("Serve again = nil, want an error")

@@ -149,7 +149,8 @@ func From(c *gin.Context) (*Token, bool) {
 	return t, ok
 }
 
-// Claims is the payload of the request's token as a T, by encoding/json. It is ErrMissing without a token.
+// Claims is the payload of the request's token as a T, by encoding/json, which takes names in any case: where an
+// issuer lets users name claims, read those of RFC 7519 from [From]. It is ErrMissing without a token.
 func Claims[T any](c *gin.Context) (T, error) {
 	var claims T
 	t, ok := From(c)

@@ -80,6 +80,9 @@ func TestAnswersAreThoseOfRFC6750(t *testing.T) {
 	}{
 		"nothing":            {request{}, 401, realm, 200},
 		"another scheme":     {request{auth: []string{"Basic Ym9iOng="}}, 401, realm, 200},
+		"as long a scheme":   {request{auth: []string{"Digest " + good}}, 401, realm, 200},
+		"no scheme":          {request{auth: []string{"x"}}, 401, realm, 200},
+		"empty":              {request{auth: []string{""}}, 401, realm, 200},
 		"a longer scheme":    {request{auth: []string{"BearerX " + good}}, 401, realm, 200},
 		"good":               {request{auth: []string{"Bearer " + good}}, 200, "", 200},
 		"lower case":         {request{auth: []string{"bearer " + good}}, 200, "", 200},
@@ -100,8 +103,8 @@ func TestAnswersAreThoseOfRFC6750(t *testing.T) {
 		if w.Code != tt.status || w.Header().Get("WWW-Authenticate") != tt.www {
 			t.Errorf("%s: %d %s\nwant %d %s", name, w.Code, w.Header().Get("WWW-Authenticate"), tt.status, tt.www)
 		}
-		if tt.status != 200 && w.Header().Get("Content-Type") != "application/problem+json" {
-			t.Errorf("%s: %s %s, want a problem", name, w.Header().Get("Content-Type"), w.Body)
+		if h := w.Header(); tt.status != 200 && (h.Get("Content-Type") != "application/problem+json" || h.Get("Cache-Control") != "no-store") {
+			t.Errorf("%s: %v %s, want a problem that nobody stores", name, h, w.Body)
 		}
 		if tt.status == 200 && w.Body.String() != "bob" {
 			t.Errorf("%s: %s, want bob", name, w.Body)

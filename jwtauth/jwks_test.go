@@ -1,6 +1,7 @@
 package jwtauth
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -218,6 +219,9 @@ func TestEndpointDeadAtBootComesUpSoon(t *testing.T) {
 		p.status.Store(200)
 		time.Sleep(time.Second)
 		synctest.Wait()
+		if n := p.n.Load(); n != 2 {
+			t.Errorf("%d fetches after a second, want a second one that nobody asked for", n)
+		}
 		find(t, k, "a", 1, nil)
 	})
 }
@@ -247,26 +251,30 @@ func TestFindEndsWithItsContext(t *testing.T) {
 
 func TestPlainHTTPIsRefused(t *testing.T) {
 	for _, url := range []string{"http://idp/jwks", "ftp://idp/", "https://", "idp/jwks", "://", ""} {
-		k := JWKS(url, JWKSOptions{})
+		r := &redirector{}
+		k := JWKS(url, JWKSOptions{Transport: r})
 		find(t, k, "a", 0, ErrUnavailable)
 		if err := k.Check(forever(t)); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("Check of %q = %v", url, err)
 		}
-		if err := k.Close(); err != nil {
-			t.Error(err)
+		if err := k.Close(); err != nil || r.plain != 0 {
+			t.Errorf("%q: Close = %v, %d requests", url, err, r.plain)
 		}
 	}
 }
 
-// redirector answers https URLs with a redirect to plain http.
-type redirector struct{ plain int }
+// redirector answers https URLs with a redirect, to plain http if it has no other place.
+type redirector struct {
+	to    string
+	plain int
+}
 
 func (r *redirector) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Scheme == "http" {
+	if req.URL.Scheme != "https" {
 		r.plain++
 		return nil, errors.New("asked over plain http")
 	}
-	h := http.Header{"Location": {"http://idp/jwks"}}
+	h := http.Header{"Location": {cmp.Or(r.to, "http://idp/jwks")}}
 	return &http.Response{StatusCode: http.StatusFound, Header: h, Body: http.NoBody, Request: req}, nil
 }
 
@@ -277,6 +285,16 @@ func TestRedirectToPlainHTTPIsNotFollowed(t *testing.T) {
 	_ = k.Close()
 	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "not an https URL") || r.plain != 0 {
 		t.Errorf("Find = %v, %d requests over plain http", err, r.plain)
+	}
+}
+
+func TestRedirectsAreFollowedAFewTimes(t *testing.T) {
+	r := &redirector{to: "https://idp/jwks"}
+	k := JWKS("https://idp/jwks", JWKSOptions{Transport: r})
+	_, err := k.Find(forever(t), "a", "RS256")
+	_ = k.Close()
+	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "too many redirects") {
+		t.Errorf("Find = %v, want too many redirects", err)
 	}
 }
 

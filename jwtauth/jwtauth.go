@@ -72,6 +72,9 @@ const (
 // for longer.
 const cacheFor = time.Minute
 
+// maxCache is the most tokens that are remembered.
+const maxCache = 1 << 20
+
 // Options configures [New]. Issuer and Audience, or the waivers, are required.
 type Options struct {
 	// Issuer and Audience are the iss and the aud that tokens must have. New fails without them, unless
@@ -92,7 +95,8 @@ type Options struct {
 	// Realm is named in WWW-Authenticate. "": none.
 	Realm string
 	// Cache is how many verified tokens are remembered, each for a minute at most and never past its exp,
-	// rounded up to a power of two. Zero: 4096. Negative: none. Revoked is asked for remembered tokens too.
+	// rounded up to a power of two. Zero: 4096. Negative: none. At most 1<<20. Revoked is asked for remembered
+	// tokens too.
 	Cache int
 	// NoExpiry accepts tokens without exp; with MaxAge they still end.
 	NoExpiry bool
@@ -151,6 +155,8 @@ func (o *Options) wrong() error {
 		return errors.New("jwtauth: set either Options.Audience or AnyAudience")
 	case o.MaxAge < 0 || o.MaxBytes < 0:
 		return errors.New("jwtauth: Options.MaxAge and MaxBytes cannot be negative")
+	case o.Cache > maxCache:
+		return fmt.Errorf("jwtauth: Options.Cache cannot be more than %d", maxCache)
 	case o.Cookie != "" && (&http.Cookie{Name: o.Cookie, Value: "x"}).Valid() != nil:
 		return fmt.Errorf("jwtauth: %q cannot be the name of a cookie", o.Cookie)
 	case strings.ContainsFunc(o.Realm, func(r rune) bool { return r < ' ' || r > '~' }):
@@ -228,7 +234,7 @@ func (o *Options) checkAge(issued, now time.Time) error {
 		}
 	case now.Before(issued.Add(-o.Leeway)):
 		return errEarly
-	case o.MaxAge > 0 && !now.Before(issued.Add(o.MaxAge+o.Leeway)):
+	case o.MaxAge > 0 && !now.Before(issued.Add(o.MaxAge).Add(o.Leeway)):
 		return ErrExpired
 	}
 	return nil

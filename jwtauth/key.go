@@ -210,8 +210,8 @@ func PublicKey(kid, alg string, k crypto.PublicKey) (Key, error) {
 	return key, nil
 }
 
-// HMAC is HS256 with the current key, and earlier ones accepted as long as their tokens live; each at least
-// 32 random bytes.
+// HMAC is HS256 with the current key, and at most 15 earlier ones accepted as long as their tokens live; each at
+// least 32 random bytes.
 func HMAC(current []byte, previous ...[]byte) (KeySource, error) {
 	keys := []Key{{Alg: "HS256", Key: current}}
 	for _, p := range previous {
@@ -220,13 +220,17 @@ func HMAC(current []byte, previous ...[]byte) (KeySource, error) {
 	return Static(keys...)
 }
 
-// Static is a source of these keys. Weak keys are an error, and so are two with the same ID and algorithm.
+// Static is a source of these keys. Weak keys are an error, and so are two with the same ID and algorithm, and more than
+// 16 without an ID, for no token is tried with more.
 func Static(keys ...Key) (KeySource, error) {
 	if len(keys) == 0 {
 		return nil, errors.New("jwtauth: no keys")
 	}
-	all := make(static, 0, len(keys))
+	all, anonymous := make(static, 0, len(keys)), 0
 	for _, k := range keys {
+		if k.ID == "" {
+			anonymous++
+		}
 		k = k.public()
 		if secret, ok := k.Key.([]byte); ok {
 			k.Key = bytes.Clone(secret)
@@ -240,6 +244,9 @@ func Static(keys ...Key) (KeySource, error) {
 			}
 		}
 		all = append(all, k)
+	}
+	if anonymous > maxKeys {
+		return nil, fmt.Errorf("jwtauth: %d keys without an ID, %d are the most: give them IDs, or drop those whose tokens have expired", anonymous, maxKeys)
 	}
 	return all, nil
 }

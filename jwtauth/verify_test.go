@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"testing"
@@ -96,6 +97,7 @@ func TestLooseReadingsAreRefused(t *testing.T) {
 		"alg twice, escaped":   {sign(`{"alg":"HS256","\u0061lg":"HS256"}`, claims("")), errTwice},
 		"alg of another type":  {sign(`{"alg":["HS256"]}`, claims("")), errType},
 		"kid of another type":  {sign(`{"alg":"HS256","kid":7}`, claims("")), errType},
+		"an endless kid":       {sign(`{"alg":"HS256","kid":"`+strings.Repeat("k", 257)+`"}`, claims("")), errSize},
 		"unknown crit":         {sign(`{"alg":"HS256","crit":["exp"],"exp":1}`, claims("")), errCrit},
 		"empty crit":           {sign(`{"alg":"HS256","crit":[]}`, claims("")), errCrit},
 		"b64":                  {sign(`{"alg":"HS256","b64":false}`, claims("")), errCrit},
@@ -103,6 +105,8 @@ func TestLooseReadingsAreRefused(t *testing.T) {
 		"nested twice":         {sign(hs256, claims(`,"x":[{"a":1,"a":2}]`)), errTwice},
 		"line break":           {good[:10] + "\n" + good[10:], errForm},
 		"carriage return":      {good + "\r", errForm},
+		"line break first":     {"\n" + good, errForm},
+		"return first":         {"\r" + good, errForm},
 		"padding":              {good + "=", errForm},
 		"trailing bits":        {good[:len(good)-1] + alphabet[last^1:last^1+1], errForm},
 		"standard base64":      {strings.ReplaceAll(good, "-", "+") + "+/", errForm},
@@ -151,6 +155,8 @@ func TestLeewayAndAges(t *testing.T) {
 	strict, old := options, options
 	strict.Leeway = -1
 	old.MaxAge, old.NoExpiry = time.Minute, true
+	ancient := options
+	ancient.MaxAge, ancient.Leeway = math.MaxInt64, math.MaxInt64
 	for name, tt := range map[string]struct {
 		o       Options
 		payload string
@@ -163,6 +169,7 @@ func TestLeewayAndAges(t *testing.T) {
 		"before nbf":             {strict, claims(`,"nbf":1800000000.5`), errEarly},
 		"without iat":            {old, `{"iss":"iss","aud":"aud"}`, errNoIat},
 		"young":                  {old, `{"iss":"iss","aud":"aud","iat":1799999911}`, nil},
+		"never too old":          {ancient, `{"iss":"iss","aud":"aud","exp":1,"iat":1}`, nil},
 		"old":                    {old, `{"iss":"iss","aud":"aud","iat":1799999910}`, ErrExpired},
 		"any issuer, any aud":    {Options{AnyIssuer: true, AnyAudience: true}, `{"exp":1900000000}`, nil},
 		"no expiry at all":       {Options{AnyIssuer: true, AnyAudience: true, NoExpiry: true}, `{}`, nil},
@@ -263,6 +270,16 @@ func TestWeakKeysDoNotGetIn(t *testing.T) {
 	}
 	if _, err := HMAC(secret, []byte("short")); err == nil {
 		t.Error("a short previous key: want an error")
+	}
+	many := make([]Key, maxKeys+1)
+	for i := range many {
+		many[i] = Key{Alg: "HS256", Key: secret}
+	}
+	if _, err := Static(many...); err == nil {
+		t.Error("more keys without an ID than a token is tried with: want an error")
+	}
+	if _, err := Static(many[1:]...); err != nil {
+		t.Errorf("as many as a token is tried with: %v", err)
 	}
 	if _, err := PublicKey("", "HS256", secret); err == nil {
 		t.Error("a secret as a public key: want an error")
@@ -483,6 +500,7 @@ func TestMisconfigurationFails(t *testing.T) {
 		"both aud":      {AnyIssuer: true, Audience: "a", AnyAudience: true},
 		"MaxAge":        {Issuer: "i", Audience: "a", MaxAge: -1},
 		"MaxBytes":      {Issuer: "i", Audience: "a", MaxBytes: -1},
+		"Cache":         {Issuer: "i", Audience: "a", Cache: math.MaxInt},
 		"cookie":        {Issuer: "i", Audience: "a", Cookie: "a b"},
 		"realm":         {Issuer: "i", Audience: "a", Realm: "a\r\nSet-Cookie: x=y"},
 		"realm unicode": {Issuer: "i", Audience: "a", Realm: "é"},

@@ -11,7 +11,8 @@ import (
 )
 
 // Middleware counts each request and measures its time. It belongs in front of everything whose work is to be
-// seen; panics pass it as they are.
+// seen; panics pass it as they are. What a handler gives to gin's Engine.HandleContext goes through the chain
+// again, and counts each time.
 func Middleware(m *Metrics) gin.HandlerFunc {
 	return func(c *gin.Context) {
 		// The method and the context are those that came in, whatever handlers make of c.Request.
@@ -23,11 +24,14 @@ func Middleware(m *Metrics) gin.HandlerFunc {
 			if aborted {
 				status = 500 // what the client was promised it did not get
 			}
+			took := time.Since(start)
 			var exemplar prometheus.Labels
+			defer func() { // also when the hook panics
+				m.requests.ended(method, c.FullPath(), status, c.Writer.Size(), took, exemplar)
+			}()
 			if m.exemplar != nil {
 				exemplar = m.exemplar(c.Request.Context())
 			}
-			m.requests.ended(method, c.FullPath(), status, c.Writer.Size(), time.Since(start), exemplar)
 		}()
 		c.Next()
 		done = true

@@ -299,6 +299,20 @@ func TestAnExemplarIsExposedAndABadOneIsLeftOut(t *testing.T) {
 	`, "http_requests_total")
 }
 
+func TestARequestCountsAlsoWhenTheExemplarHookPanics(t *testing.T) {
+	reg, _, r := setUp(metrics.Options{Exemplar: func(context.Context) prometheus.Labels { panic("hook") }})
+	r.GET("/", func(c *gin.Context) { c.Status(http.StatusNoContent) })
+	do(r, http.MethodGet, "/")
+	expect(t, reg, `
+		# HELP http_requests_total Requests that have ended.
+		# TYPE http_requests_total counter
+		http_requests_total{method="GET",route="/",status="204"} 1
+		# HELP http_server_active_requests Requests that are being handled.
+		# TYPE http_server_active_requests gauge
+		http_server_active_requests 0
+	`, "http_requests_total", "http_server_active_requests")
+}
+
 func TestConcurrentRequestsAreAllCounted(t *testing.T) {
 	reg, m, r := setUp(metrics.Options{})
 	for i := range 50 {

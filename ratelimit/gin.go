@@ -32,8 +32,14 @@ type gate struct {
 	policy  atomic.Pointer[policy]
 }
 
-// WithKey chooses the bucket of a request. The default is [ByClientIP].
-func WithKey(k Key) Option { return func(g *gate) { g.key = k } }
+// WithKey chooses the bucket of a request. The default, and nil, is [ByClientIP].
+func WithKey(k Key) Option {
+	return func(g *gate) {
+		if k != nil {
+			g.key = k
+		}
+	}
+}
 
 // WithCost says how many tokens a request takes; 0 or less: it takes none and passes. The default is 1.
 func WithCost(cost func(*gin.Context) int) Option { return func(g *gate) { g.cost = cost } }

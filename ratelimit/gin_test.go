@@ -81,6 +81,13 @@ func TestNoRetryAfterWhereNoWaitWouldHelp(t *testing.T) {
 	wantFields(t, get(limited(New(PerSecond(1, 0), Options{})), "/x/1", client), 429, "-", `"default";r=0`, `"default";q=0`)
 }
 
+func TestNoTimeWhereNoTokenIsToCome(t *testing.T) {
+	none := WithCost(func(*gin.Context) int { return 0 })
+	wantFields(t, get(limited(New(Every(time.Minute, 2, 2), Options{}), none), "/x/1", client), 200, "-", `"default";r=2`, `"default";q=2;w=60`)
+	wantFields(t, get(limited(New(Every(0, 1, 5), Options{})), "/x/1", client), 200, "-", `"default";r=5`, `"default";q=5`)
+	wantFields(t, get(limited(New(PerSecond(0, 5), Options{})), "/x/1", client), 200, "-", `"default";r=4`, `"default";q=5`)
+}
+
 func TestWhenNobodyCanDecideTheAnswerIs503(t *testing.T) {
 	w := get(limited(failing{}), "/x/1", client)
 	wantFields(t, w, 503, "1", "-", "-")
@@ -138,6 +145,16 @@ func TestSkipAndCost(t *testing.T) {
 	}
 }
 
+func TestOptionsThatAreNilAreTheDefaults(t *testing.T) {
+	l := New(PerSecond(0, 1), Options{})
+	r := limited(l, WithKey(nil), WithCost(nil), WithRefund(nil), WithDenied(nil), WithSkip(nil))
+	for _, want := range []int{http.StatusOK, http.StatusTooManyRequests} {
+		if w := get(r, "/x/1", client); w.Code != want {
+			t.Errorf("status %d, want %d", w.Code, want)
+		}
+	}
+}
+
 func TestRefundIsDecidedAfterTheHandler(t *testing.T) {
 	l := New(PerSecond(0, 10), Options{})
 	r := limited(l, WithRefund(func(c *gin.Context) bool { return c.Writer.Status() == http.StatusOK && c.Param("id") == "back" }))
@@ -147,6 +164,31 @@ func TestRefundIsDecidedAfterTheHandler(t *testing.T) {
 		t.Errorf("%d tokens left, want 9", n)
 	}
 }
+
+func TestWhatWasNotTakenIsNotGivenBack(t *testing.T) {
+	l := New(PerSecond(0, 2), Options{})
+	given := func(c *gin.Context) bool { return c.Param("id") == "back" }
+	r := limited(l, WithShadow(), WithRefund(given))
+	for _, path := range []string{"/x/keep", "/x/keep", "/x/back"} { // the last is over the limit
+		get(r, path, client)
+	}
+	if n := ask(l, "192.0.2.1", 0).Remaining; n != 0 {
+		t.Errorf("%d tokens left, want 0", n)
+	}
+	back := 0
+	get(limited(lending{failing{}, &back}, WithShadow(), WithRefund(given)), "/x/back", client)
+	if back != 0 {
+		t.Errorf("%d tokens given back to a limiter that could not decide", back)
+	}
+}
+
+// lending is a Limiter to which back is given back.
+type lending struct {
+	Limiter
+	back *int
+}
+
+func (l lending) Refund(_ string, n int) { *l.back += n }
 
 func TestClientsAreToldApartByTheirAddress(t *testing.T) {
 	for _, tt := range []struct{ addr, forwarded, want string }{

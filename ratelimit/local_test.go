@@ -295,6 +295,30 @@ func TestAllAsksLastWhoCannotGiveBack(t *testing.T) {
 	}
 }
 
+// plain admits everything, counts it, and cannot give back.
+type plain struct{ given *int }
+
+func (p plain) AllowN(_ context.Context, _ string, n int) (Decision, error) {
+	*p.given += n
+	return Decision{Allowed: true, Remaining: 100}, nil
+}
+
+func TestWhoCannotGiveBackLosesNothingToARefusal(t *testing.T) {
+	given := 0
+	empty := New(PerSecond(0, 0), Options{})
+	for name, l := range map[string]Limiter{
+		"first":         All(plain{&given}, empty),
+		"within an All": All(All(), All(plain{&given}), empty),
+	} {
+		if ask(l, "a", 1).Allowed || given != 0 {
+			t.Errorf("%s: it has given %d to a request that another refused", name, given)
+		}
+	}
+	if !ask(All(plain{&given}, New(PerSecond(0, 1), Options{})), "a", 1).Allowed || given != 1 {
+		t.Errorf("%d given to a request that all admit, want 1", given)
+	}
+}
+
 func TestManyGoroutinesNeverGetMoreThanTheBurst(t *testing.T) {
 	l := New(PerSecond(0, 1000), Options{Keys: 4})
 	var mu sync.Mutex

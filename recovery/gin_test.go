@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -58,6 +59,7 @@ func TestUnwrittenAnswerIsOneProblem(t *testing.T) {
 			c.Header(name, "17")
 		}
 		c.Header("X-Kept", "yes")
+		c.Header("X-Request-Id", "r-1")
 		c.Status(http.StatusCreated)
 		panic("boom")
 	})
@@ -65,14 +67,14 @@ func TestUnwrittenAnswerIsOneProblem(t *testing.T) {
 	if want := `{"title":"Internal Server Error","status":500}`; w.Code != http.StatusInternalServerError || w.Body.String() != want {
 		t.Errorf("answer = %d %s, want 500 %s", w.Code, w.Body, want)
 	}
-	want := http.Header{"Content-Length": {"46"}, "Content-Type": {"application/problem+json"}, "X-Kept": {"yes"}}
+	want := http.Header{"Content-Length": {"46"}, "Content-Type": {"application/problem+json"}, "X-Kept": {"yes"}, "X-Request-Id": {"r-1"}}
 	if got := w.Header(); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("headers = %v, want %v", got, want)
 	}
 	if logs.Len() != 1 || logs.All()[0].Level != zapcore.ErrorLevel || logs.All()[0].Message != "panic" {
 		t.Fatalf("log = %v, want one line at ERROR", logs.All())
 	}
-	if got := logs.All()[0].ContextMap(); got["panic"] != "boom" || got["route"] != "/x/:id" {
+	if got := logs.All()[0].ContextMap(); got["panic"] != "boom" || got["route"] != "/x/:id" || got["request_id"] != "r-1" {
 		t.Errorf("fields = %v", got)
 	}
 }
@@ -160,6 +162,55 @@ func TestBrokenPipeIs499WithoutAnAnswer(t *testing.T) {
 	}
 }
 
+// TestAClientGoneIs499ForWhoStandsInFront is about what accesslog and metrics ask.
+func TestAClientGoneIs499ForWhoStandsInFront(t *testing.T) {
+	for _, part := range []string{"", "the first half"} {
+		var status int
+		var aborted bool
+		r := gin.New()
+		r.Use(func(c *gin.Context) {
+			ctx, done := c.Request.Context(), false
+			defer func() { status, aborted = refusal.Status(c, ctx, done) }()
+			c.Next()
+			done = true
+		}, Middleware(nil))
+		r.GET("/x/:id", func(c *gin.Context) {
+			if part != "" {
+				c.String(http.StatusOK, part)
+			}
+			panic(syscall.EPIPE)
+		})
+		v := panicOf(func() { get(r) })
+		if cut := v == any(http.ErrAbortHandler); cut != (part != "") {
+			t.Errorf("after %q: panic(%v), want http.ErrAbortHandler only if something was written", part, v)
+		}
+		if status != 499 || aborted {
+			t.Errorf("after %q: status %d, aborted %v; want 499, false", part, status, aborted)
+		}
+	}
+}
+
+func TestLinesOfClientsGoneAreLimitedWithACount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, logs := engine(func(*gin.Context) { panic(syscall.EPIPE) })
+		for range 100 {
+			get(r)
+		}
+		time.Sleep(interval)
+		get(r)
+		all := logs.All()
+		if len(all) != burst+1 {
+			t.Fatalf("%d lines of 101, want %d", len(all), burst+1)
+		}
+		for i, line := range all {
+			n, said := line.ContextMap()["suppressed"]
+			if last := i == burst; said != last || last && n != int64(100-burst) {
+				t.Errorf("line %d says that %v were suppressed", i, n)
+			}
+		}
+	})
+}
+
 func TestBrokenPipeToAnotherServerIsAPanic(t *testing.T) {
 	r, logs := engine(func(*gin.Context) {
 		panic(&net.OpError{Op: "write", Net: "tcp", Addr: &net.TCPAddr{IP: net.IPv4(10, 0, 0, 9), Port: 6379}, Err: syscall.EPIPE})
@@ -243,12 +294,23 @@ func TestGoexitIsNotSwallowed(t *testing.T) {
 }
 
 func TestRestOfTheChainDoesNotRun(t *testing.T) {
-	ran := false
-	r := gin.New()
-	r.Use(func(*gin.Context) {}, Middleware(nil))
-	r.GET("/x/:id", func(*gin.Context) { panic("boom") }, func(*gin.Context) { ran = true })
-	if w := get(r); w.Code != http.StatusInternalServerError || ran {
-		t.Errorf("status %d, the next handler ran: %v; want 500, false", w.Code, ran)
+	answer := WithHandler(func(c *gin.Context, _ Panic) { c.String(http.StatusInternalServerError, "sorry") })
+	for _, tt := range []struct {
+		value  any
+		opts   []Option
+		status int
+	}{
+		{"boom", nil, 500},
+		{"boom", []Option{answer}, 500},
+		{syscall.EPIPE, nil, 499},
+	} {
+		ran := false
+		r := gin.New()
+		r.Use(func(*gin.Context) {}, Middleware(nil, tt.opts...))
+		r.GET("/x/:id", func(*gin.Context) { panic(tt.value) }, func(*gin.Context) { ran = true })
+		if w := get(r); w.Code != tt.status || ran {
+			t.Errorf("panic(%v): status %d, the next handler ran: %v; want %d, false", tt.value, w.Code, ran, tt.status)
+		}
 	}
 }
 
@@ -278,7 +340,7 @@ func TestLogHasNoSecretOfTheRequest(t *testing.T) {
 		r := gin.New()
 		r.Use(Middleware(l))
 		values := []any{
-			errors.New("get http://h/?access_token=hunter2&a=1: EOF"), "forged\n2026 INFO line\x1b[31m\u009b31m",
+			errors.New("get http://h/?access_token=hunter2&a=1: EOF\npassword=hunter2"), "forged\n2026 INFO line\x1b[31m\u009b31m",
 		}
 		r.GET("/:v", func(c *gin.Context) {
 			switch c.Param("v") {
@@ -308,7 +370,13 @@ func TestLogHasNoSecretOfTheRequest(t *testing.T) {
 }
 
 func TestHandlerAnswers(t *testing.T) {
-	r, _ := engine(func(*gin.Context) { panic("boom") }, WithHandler(func(c *gin.Context, p Panic) {
+	r, _ := engine(func(c *gin.Context) {
+		c.Header("Content-Length", "1000")
+		panic("boom")
+	}, WithHandler(func(c *gin.Context, p Panic) {
+		if got := c.Writer.Header().Get("Content-Length"); got != "" {
+			t.Errorf("Content-Length of the answer that was not to be = %s", got)
+		}
 		c.String(http.StatusTeapot, "%v %s %v", p.Value, p.Route, len(p.Stack) > 0)
 	}))
 	if w := get(r); w.Code != http.StatusTeapot || w.Body.String() != "boom /x/:id true" {

@@ -115,7 +115,7 @@ func text(v any) string {
 			return fmt.Sprintf("(%T)", v)
 		}
 	}
-	return redact.Text(redact.Clean(fmt.Sprint(v), maxText)) // Sprint survives a String that panics
+	return redact.Message(fmt.Sprint(v), maxText) // Sprint survives a String that panics
 }
 
 func orNil(v any) any {

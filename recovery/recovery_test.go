@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,8 @@ import (
 )
 
 func index(s []int, i int) int { return s[i] }
+
+var debugStack = regexp.MustCompile(`^(\S+\n\t\S+:\d+\n)+$`)
 
 func TestFramesStartWhereItPanicked(t *testing.T) {
 	var (
@@ -39,6 +42,9 @@ func TestFramesStartWhereItPanicked(t *testing.T) {
 		top, _, _ := strings.Cut(string(p.Stack), "\n")
 		if !strings.Contains(top, "recovery.index") && !strings.Contains(top, "TestFramesStartWhereItPanicked") {
 			t.Errorf("%s: first frame %q, want that of the panic; all:\n%s", name, top, p.Stack)
+		}
+		if !debugStack.Match(p.Stack) {
+			t.Errorf("%s: not in the form of debug.Stack:\n%s", name, p.Stack)
 		}
 		if !strings.Contains(string(p.Stack), "recovery_test.go:") || strings.Contains(string(p.Stack), "boom") {
 			t.Errorf("%s: stack without places or with source text:\n%s", name, p.Stack)
@@ -130,11 +136,18 @@ func TestTenThousandPanicsASecondLeaveAFewLines(t *testing.T) {
 
 func TestPanicsAreToldApartInBoundedMemory(t *testing.T) {
 	l := limiter{sites: make(map[site]*state)}
-	now := time.Now()
+	now, lines := time.Now(), 0
 	for i := range uintptr(100_000) {
-		if _, ok := l.allow(site{pc: i}, now); !ok && i < maxSites {
+		_, ok := l.allow(site{pc: i + 1}, now)
+		if !ok && i < maxSites {
 			t.Fatalf("the first panic at site %d is suppressed", i)
 		}
+		if ok {
+			lines++
+		}
+	}
+	if lines != maxSites+burst {
+		t.Errorf("%d lines, want one of each site and %d of all others", lines, burst)
 	}
 	if len(l.sites) > maxSites+1 {
 		t.Errorf("%d sites remembered, want %d at most", len(l.sites), maxSites+1)

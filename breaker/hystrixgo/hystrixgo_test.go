@@ -147,7 +147,7 @@ func TestTheSleepWindowCountsFromTheFailedProbe(t *testing.T) {
 	c.refresh()
 	probe.Done(breaker.Failure)
 	var refused *breaker.OpenError
-	if _, err := c.Acquire(name); !errors.As(err, &refused) || refused.RetryAfter < 59*time.Minute {
+	if _, err := c.Acquire(name); !errors.As(err, &refused) || refused.RetryAfter < 59*time.Minute || refused.RetryAfter > time.Hour {
 		t.Errorf("Acquire after a failed probe = %v, want an OpenError with the whole sleep window", err)
 	}
 }
@@ -175,6 +175,20 @@ func (c *Circuits) mustCommand(t *testing.T, name string) *command {
 		t.Fatal(err)
 	}
 	return cmd
+}
+
+func TestRefusalsOfTheSemaphoreOpenTheCircuit(t *testing.T) {
+	name := fresh(t)
+	c := New(hystrix.CommandConfig{MaxConcurrentRequests: 1, SleepWindow: 3_600_000})
+	p := acquire(t, c, name)
+	for range 20 {
+		_, _ = c.Acquire(name)
+	}
+	eventually(t, "opening", circuit(t, name).IsOpen)
+	p.Done(breaker.Neutral)
+	if _, err := c.Acquire(name); !errors.Is(err, breaker.ErrOpen) {
+		t.Errorf("Acquire after 20 refusals = %v, want ErrOpen", err)
+	}
 }
 
 func TestAFloodOfNamesMakesFewCommands(t *testing.T) {

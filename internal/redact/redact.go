@@ -55,8 +55,19 @@ func isPlain(s string) bool {
 // of everything else stay as they are, and a query without secrets is returned as it is.
 func Query(raw string) string { return maskIn(raw, &inQuery) }
 
-// Text masks name=value pairs of secrets in free text, such as the URL within an error.
+// Text masks name=value pairs of secrets in free text, such as the URL within an error. What stands in front of
+// a name does not hide it.
 func Text(s string) string { return maskIn(s, &inText) }
+
+// Message is the beginning of a free text that is fit for a line: at most about limit bytes of it, with secrets
+// masked as Text does and the rest as Clean leaves it. Masking comes first: once a line break is \n, it is a part
+// of the name that follows it.
+func Message(s string, limit int) string {
+	if len(s) > limit {
+		s, limit = s[:limit]+ellipsis, limit+len(ellipsis)
+	}
+	return Clean(Text(s), limit)
+}
 
 // What ends a pair. In free text = does too, for a value may hold another pair: x=token=abc.
 var (
@@ -80,12 +91,15 @@ func maskIn(s string, ends *[256]bool) string {
 		}
 		name, value := s[start:i], i+1
 		start = value
-		if ends['='] && !Secret(name) {
-			continue
+		secret := Secret(name)
+		if ends['='] { // in free text
+			if secret = secret || secretAfter(name); !secret {
+				continue
+			}
 		}
 		for i = value; i < len(s) && (!ends[s[i]] || s[i] == '='); i++ {
 		}
-		if i > value && Secret(name) {
+		if i > value && secret {
 			if done == 0 {
 				b.Grow(len(s))
 			}
@@ -100,6 +114,20 @@ func maskIn(s string, ends *[256]bool) string {
 	}
 	b.WriteString(s[done:])
 	return b.String()
+}
+
+// secretAfter reports whether text ends with the name of a secret after a character that is in no name, such as
+// a colon. After a backslash the name may begin one later, for the text may be quoted: "\ntoken=abc".
+func secretAfter(text string) bool {
+	i := strings.LastIndexFunc(text, func(r rune) bool {
+		return r < utf8.RuneSelf && !strings.ContainsRune("_-.[]%", r) &&
+			(r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+	})
+	if i < 0 {
+		return false
+	}
+	name := text[i+1:]
+	return Secret(name) || text[i] == '\\' && name != "" && Secret(name[1:])
 }
 
 // Secret reports whether name is that of a secret: token, access_token, refresh_token, id_token, code,

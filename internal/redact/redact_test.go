@@ -41,6 +41,11 @@ func TestSecretsInFreeTextAreMasked(t *testing.T) {
 		"dial user=bob password=hunter2 now":  "dial user=bob password=*** now",
 		"x=password=hunter2":                  "x=password=***",
 		"nothing = here":                      "nothing = here",
+		"login failed:\ntoken=hunter2":        "login failed:\ntoken=***",
+		`quoted "a\ntoken=hunter2"`:           `quoted "a\ntoken=***"`,
+		"error:token=hunter2":                 "error:token=***",
+		"\x1btoken=hunter2":                   "\x1btoken=***",
+		"été,é:key=a monkey=b ünkey=c":        "été,é:key=*** monkey=b ünkey=c",
 	} {
 		if got := Text(s); got != want {
 			t.Errorf("Text(%q) = %q, want %q", s, got, want)
@@ -66,6 +71,20 @@ func TestUnprintableTextIsEscaped(t *testing.T) {
 	}
 	if got := Clean(strings.Repeat("x", 50), 10); got != "xxxxxxxxxx…" {
 		t.Errorf("Clean of 50 bytes to 10 = %q", got)
+	}
+}
+
+func TestAMessageIsMaskedBeforeItIsEscapedAndCut(t *testing.T) {
+	for _, tt := range []struct{ s, want string }{
+		{"plain", "plain"},
+		{"bad\ntoken=hunter2\nend", `bad\ntoken=***\nend`},
+		{"0123456789012345678901234", "012345678901234567890123…"},
+		{"the password=hunter2 is no longer shown", "the password=*** is …"},
+		{strings.Repeat("\x00", 10), `\x00\x00\x00\x00\x00\x00…`},
+	} {
+		if got := Message(tt.s, 24); got != tt.want {
+			t.Errorf("Message(%q) = %q, want %q", tt.s, got, tt.want)
+		}
 	}
 }
 

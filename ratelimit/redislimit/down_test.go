@@ -309,11 +309,9 @@ func TestANodeOfAClusterTakesOnlyItsKeysWithIt(t *testing.T) {
 	for range outage.Tolerated {
 		_ = allow(t, l, of[0], 1)
 	}
+	becomes(t, l, of[1], "redis") // on a busy machine one call may be late
 	if d := allow(t, l, of[0], 1); d.Source != "fallback" {
-		t.Errorf("a key of the node that hangs: %+v", d)
-	}
-	if d := allow(t, l, of[1], 1); d.Source != "redis" {
-		t.Errorf("a key of another node: %+v", d)
+		t.Errorf("a key of the node that hangs: %+v, while one of another is decided by Redis", d)
 	}
 }
 

@@ -127,7 +127,8 @@ func New(client redis.UniversalClient, l ratelimit.Limit, o Options) *Limiter {
 
 // AllowN takes n tokens of key, or none if there are too few; with n of 0 or less it only looks. The only
 // error is ratelimit.ErrUnavailable, and only with FailClosed. A request whose ctx ends while it waits is
-// decided as if Redis were away.
+// decided as if Redis were away; with a client that keeps deadlines (ContextTimeoutEnabled) it waits on, for
+// Timeout at most.
 func (l *Limiter) AllowN(ctx context.Context, key string, n int) (ratelimit.Decision, error) {
 	b := l.bucketFor(key)
 	tokens := min(int64(max(n, 0)), b.burst+1)
