@@ -14,7 +14,8 @@ each     = for m in $(1); do echo "[$$m]"; (cd $$m && $(2)); done
 BENCH ?= .
 COUNT ?= 10
 
-FUZZTIME ?= 10s
+# A number and not a time: at its end the fuzzer of Go 1.26 now and then fails with "context deadline exceeded" (golang/go#75804).
+FUZZTIME ?= 50000x
 
 RUNS  ?= 1
 PROVE ?= .
@@ -43,7 +44,7 @@ race: ## Every test under the race detector, in random order, against real serve
 	$(call each,$(CODE),HIGHBALL_SERVERS=required PATH="$(CURDIR)/.bin:$$PATH" go test -race -shuffle=on -timeout 20m ./...)
 
 .PHONY: fuzz
-fuzz: ## Fuzz every target for FUZZTIME each
+fuzz: ## Fuzz every target, FUZZTIME inputs each
 	@grep -rlE --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r p; do \
 	  go test -list '^Fuzz' $$p | { grep '^Fuzz' || true; } | while read -r f; do \
 	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
